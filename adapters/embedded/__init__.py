@@ -1,0 +1,1 @@
+"""The embedded backend: HealthImaging over a database and a blob store of our own."""

@@ -1,0 +1,539 @@
+"""Edits, reverts and deletes: accepted at once under a lock, applied by a worker, published in one commit.
+
+Accepting inserts the lock, the version without content and the work item together; applying is pure until its commit
+and guarded by the lock, so that an interrupted operation simply runs again (healthimaging.md 13).
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+
+from adapters.embedded.chunks import deflate, inflate, unpack_extents
+from adapters.embedded.processes import Presence
+from adapters.embedded.publishing import (
+    Publication,
+    SetState,
+    load_state,
+    number,
+    store_docs,
+)
+from adapters.embedded.times import from_ms
+from adapters.sql import index
+from adapters.sql import tables as t
+from adapters.sql.database import Database, insert_or_keep, now_ms
+from adapters.sql.queue import WorkItem, WorkQueue, enqueue
+from gateway.domain import edits, metadata
+from gateway.domain.edits import Changes, MetadataUpdate, Overlay
+from gateway.domain.errors import Locked, NotFound, UnacceptableUpdate, VersionConflict
+from gateway.domain.ids import DatastoreId
+from gateway.domain.model import ImageSet, ImageSetRef, ImageSetState, Workflow
+from gateway.ports import BlobStore
+
+
+@dataclass(frozen=True, slots=True)
+class EditRules:
+    """The switches of healthimaging.md 8."""
+
+    strict_removal: bool = False
+    legacy_uids: bool = False
+
+
+class Mutations:
+    """Both halves: `accept_*` for the process that was asked, `run` for the worker. Blocking."""
+
+    def __init__(
+        self, database: Database, blobs: BlobStore, queue: WorkQueue, presence: Presence, rules: EditRules
+    ) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._queue = queue
+        self._presence = presence
+        self._rules = rules
+
+    # ------------------------------------------------------------ accepting
+
+    def accept_update(self, datastore_pk: int, ref: ImageSetRef, expected: int, update: MetadataUpdate) -> ImageSet:
+        """Raises NotFound, VersionConflict, Locked."""
+        with self._database.write() as connection:
+            target = self._target(connection, datastore_pk, ref)
+            if target.latest != expected:
+                raise VersionConflict()
+            if update.revert_to is not None:
+                found = connection.execute(
+                    sa.select(t.version.c.content).where(
+                        t.version.c.image_set_pk == target.pk, t.version.c.version == update.revert_to
+                    )
+                ).first()
+                if found is None:
+                    raise NotFound("The image set has no version with the number to revert to.")
+            sets = [target]
+            if update.study and update.revert_to is None:
+                sets += self._siblings(connection, datastore_pk, target)
+            work_pk = enqueue(
+                connection,
+                "update",
+                {
+                    "store": ref.datastore,
+                    "sets": [[row.pk, row.latest + 1] for row in sets],
+                    "update": _plain(update),
+                },
+            )
+            at = now_ms()
+            for row in sets:
+                workflow = Workflow.UPDATING if row is target else Workflow.UPDATING_FOR_STUDY_CONSISTENCY
+                _lock(connection, row.pk, work_pk)
+                connection.execute(
+                    sa.insert(t.version),
+                    {
+                        "image_set_pk": row.pk,
+                        "version": row.latest + 1,
+                        "content": None,
+                        "state": ImageSetState.LOCKED,
+                        "workflow": workflow,
+                        "forced": update.force,
+                        "study_uid": row.study_uid,
+                        "series_uid": row.series_uid,
+                        "n_instances": row.n_instances,
+                        "n_frames": row.n_frames,
+                        "at": at,
+                        "principal": update.actor,
+                        "reason": update.reason,
+                    },
+                )
+                connection.execute(
+                    sa.update(t.image_set)
+                    .where(t.image_set.c.pk == row.pk)
+                    .values(latest=row.latest + 1, state=ImageSetState.LOCKED, workflow=workflow, message=None)
+                )
+        self._presence.ring("worker")
+        return ImageSet(
+            datastore=ref.datastore,
+            id=ref.image_set,
+            version=expected + 1,
+            state=ImageSetState.LOCKED,
+            workflow=Workflow.UPDATING,
+            is_primary=target.is_primary,
+            created_at=from_ms(target.created_at),
+            updated_at=from_ms(at),
+            forced=update.force,
+        )
+
+    def accept_delete(self, datastore_pk: int, ref: ImageSetRef, actor: str | None = None) -> ImageSet:
+        """Raises NotFound, Locked."""
+        with self._database.write() as connection:
+            target = self._target(connection, datastore_pk, ref)
+            work_pk = enqueue(
+                connection,
+                "delete",
+                {"store": ref.datastore, "set": target.pk, "workflow": target.workflow, "actor": actor},
+            )
+            _lock(connection, target.pk, work_pk)
+            connection.execute(
+                sa.update(t.image_set)
+                .where(t.image_set.c.pk == target.pk)
+                .values(state=ImageSetState.LOCKED, workflow=Workflow.DELETING)
+            )
+        self._presence.ring("worker")
+        return ImageSet(
+            datastore=ref.datastore,
+            id=ref.image_set,
+            version=target.latest,
+            state=ImageSetState.LOCKED,
+            workflow=Workflow.DELETING,
+            is_primary=target.is_primary,
+            created_at=from_ms(target.created_at),
+            updated_at=from_ms(target.updated_at),
+        )
+
+    def _target(self, connection: sa.Connection, datastore_pk: int, ref: ImageSetRef) -> "sa.Row[Any]":
+        """The image set's row, with its study serialised against imports."""
+        query = sa.select(t.image_set).where(
+            t.image_set.c.datastore_pk == datastore_pk,
+            t.image_set.c.id == ref.image_set,
+            t.image_set.c.state != ImageSetState.DELETED,
+        )
+        row = connection.execute(query).first()
+        if row is not None:
+            self._database.lock_words(connection, [f"{datastore_pk}:{row.study_uid}"])
+            row = connection.execute(query).first()
+        if row is None:
+            raise NotFound("There is no image set with this id.")
+        return row
+
+    def _siblings(self, connection: sa.Connection, datastore_pk: int, target: "sa.Row[Any]") -> "Sequence[sa.Row[Any]]":
+        return connection.execute(
+            sa.select(t.image_set)
+            .where(
+                t.image_set.c.datastore_pk == datastore_pk,
+                t.image_set.c.study_uid == target.study_uid,
+                t.image_set.c.is_primary,
+                t.image_set.c.state != ImageSetState.DELETED,
+                t.image_set.c.pk != target.pk,
+            )
+            .order_by(t.image_set.c.pk)
+        ).all()
+
+    # ------------------------------------------------------------ applying
+
+    def run(self, item: WorkItem) -> None:
+        """Applies an accepted operation. Raises LeaseLost, or whatever makes it come back later."""
+        if item.kind == "delete":
+            self._delete(item)
+            return
+        update = MetadataUpdate(**item.subject["update"])
+        try:
+            with self._database.write() as connection:
+                self._queue.finish(connection, item)
+                publications = [
+                    self._apply(connection, item, update, pk, version, sibling=bool(place))
+                    for place, (pk, version) in enumerate(item.subject["sets"])
+                ]
+                number(connection, publications)
+                self._unlock(connection, item)
+        except UnacceptableUpdate as fault:
+            self._fail(item, fault.detail)
+
+    def give_up(self, item: WorkItem, detail: str) -> None:
+        """After its last attempt the operation becomes *_FAILED and the image set is free again."""
+        if item.kind == "update":
+            self._fail(item, "INTERNAL_ERROR: Operation was interrupted.")
+            return
+        with self._database.write() as connection:
+            self._queue.finish(connection, item)
+            connection.execute(
+                sa.update(t.image_set)
+                .where(t.image_set.c.pk == item.subject["set"])
+                .values(state=ImageSetState.ACTIVE, workflow=item.subject["workflow"])
+            )
+            self._unlock(connection, item)
+
+    def _fail(self, item: WorkItem, message: str) -> None:
+        """The number stays used; the version shows what the one before showed."""
+        with self._database.write() as connection:
+            self._queue.finish(connection, item)
+            for pk, version in item.subject["sets"]:
+                s, v = t.image_set, t.version
+                visible = connection.execute(sa.select(s.c.visible).where(s.c.pk == pk)).scalar_one()
+                content = connection.execute(
+                    sa.select(v.c.content).where(v.c.image_set_pk == pk, v.c.version == visible)
+                ).scalar_one()
+                values = {"state": ImageSetState.ACTIVE, "workflow": Workflow.UPDATE_FAILED, "message": message}
+                connection.execute(
+                    sa.update(v).where(v.c.image_set_pk == pk, v.c.version == version).values(content=content, **values)
+                )
+                connection.execute(sa.update(s).where(s.c.pk == pk).values(updated_at=now_ms(), **values))
+            self._unlock(connection, item)
+
+    def _unlock(self, connection: sa.Connection, item: WorkItem) -> None:
+        connection.execute(sa.delete(t.set_lock).where(t.set_lock.c.work_pk == item.pk))
+
+    def _apply(
+        self,
+        connection: sa.Connection,
+        item: WorkItem,
+        update: MetadataUpdate,
+        pk: int,
+        version: int,
+        *,
+        sibling: bool,
+    ) -> Publication:
+        state = load_state(connection, pk, DatastoreId(item.subject["store"]))
+        if update.revert_to is not None:
+            self._revert(connection, state, update.revert_to, version)
+        else:
+            self._edit(connection, state, update, version, sibling=sibling)
+        state.latest = version
+        return Publication(
+            state,
+            version,
+            Workflow.UPDATED,
+            "update",
+            now_ms(),
+            forced=update.force,
+            principal=update.actor,
+            reason=update.reason,
+            insert_version=False,
+        )
+
+    def _edit(
+        self, connection: sa.Connection, state: SetState, update: MetadataUpdate, version: int, *, sibling: bool
+    ) -> None:
+        instances = _Instances(connection, self._blobs, state.pk)
+        siblings = connection.execute(
+            sa.select(t.image_set.c.pk)
+            .where(
+                t.image_set.c.datastore_pk == state.datastore_pk,
+                t.image_set.c.study_uid == state.study_uid,
+                t.image_set.c.is_primary,
+                t.image_set.c.state != ImageSetState.DELETED,
+                t.image_set.c.pk != state.pk,
+            )
+            .limit(1)
+        ).first()
+        plan = edits.plan(
+            update,
+            edits.ImageSetContent(
+                is_primary=state.is_primary,
+                sibling_primaries=state.is_primary and siblings is not None,
+                levels=state.levels,
+                overlay=state.overlay,
+                series_uid=state.series_uid,
+                instances=instances,
+            ),
+            sibling=sibling,
+            strict_removal=self._rules.strict_removal,
+            legacy_uids=self._rules.legacy_uids,
+        )
+        state.overlay = plan.overlay
+        state.study_uid = plan.study_uid or state.study_uid
+        state.series_uid = plan.series_uid or state.series_uid
+        store_docs(connection, state)
+        touched = plan.instance_changes.keys() | plan.removed
+        opened = []
+        for sop_uid in sorted(touched):
+            member = instances.members[sop_uid]
+            connection.execute(sa.update(t.member).where(t.member.c.pk == member.pk).values(v_to=version))
+            if sop_uid in plan.removed:
+                state.n_instances -= 1
+                state.n_frames -= member.frames
+                continue
+            new_uid = plan.rekeyed.get(sop_uid, sop_uid)
+            opened.append(
+                {
+                    "image_set_pk": state.pk,
+                    "sop_uid": new_uid,
+                    "v_from": version,
+                    "v_to": t.END,
+                    "record_pk": member.record_pk,
+                    "overlay_pk": instances.overlay(member, new_uid, plan.instance_changes[sop_uid]),
+                    "number": instances.number(member, plan.instance_changes[sop_uid]),
+                    "sop_class": plan.instance_changes[sop_uid].set.get("SOPClassUID", member.sop_class),
+                }
+            )
+        if opened:
+            connection.execute(sa.insert(t.member), opened)
+
+    def _revert(self, connection: sa.Connection, state: SetState, to: int, version: int) -> None:
+        v, m = t.version, t.member
+        content = connection.execute(
+            sa.select(v.c.content).where(v.c.image_set_pk == state.pk, v.c.version == to)
+        ).scalar_one()
+        row = connection.execute(sa.select(v).where(v.c.image_set_pk == state.pk, v.c.version == content)).one()
+        of_set = m.c.image_set_pk == state.pk
+        held = sa.and_(m.c.v_from <= content, m.c.v_to > content)
+        connection.execute(sa.update(m).where(of_set, m.c.v_to == t.END, sa.not_(held)).values(v_to=version))
+        again = sa.select(
+            m.c.image_set_pk,
+            m.c.sop_uid,
+            sa.literal(version),
+            sa.literal(t.END),
+            m.c.record_pk,
+            m.c.overlay_pk,
+            m.c.number,
+            m.c.sop_class,
+        ).where(of_set, held, m.c.v_to != t.END)
+        connection.execute(
+            sa.insert(m).from_select(
+                ["image_set_pk", "sop_uid", "v_from", "v_to", "record_pk", "overlay_pk", "number", "sop_class"], again
+            )
+        )
+        state.levels = orjson.loads(_json(connection, row.levels_doc))
+        state.overlay = Overlay.from_json(_json(connection, row.overlay_doc)) if row.overlay_doc else Overlay()
+        state.levels_doc, state.overlay_doc, state.head_doc = row.levels_doc, row.overlay_doc, row.head_doc
+        state.study_uid, state.series_uid = row.study_uid, row.series_uid
+        state.n_instances, state.n_frames = row.n_instances, row.n_frames
+        state.searchable = None
+
+    def _delete(self, item: WorkItem) -> None:
+        pk = item.subject["set"]
+        with self._database.write() as connection:
+            self._queue.finish(connection, item)
+            s, d = t.image_set, t.datastore_seq
+            row = connection.execute(sa.select(s).where(s.c.pk == pk)).one()
+            at = now_ms()
+            seq, at = connection.execute(
+                sa.update(d)
+                .where(d.c.datastore_pk == row.datastore_pk)
+                .values(seq=d.c.seq + 1, last_at=sa.case((d.c.last_at > at, d.c.last_at), else_=at))
+                .returning(d.c.seq, d.c.last_at)
+            ).one()
+            index.remove_set(connection, pk, seq)
+            connection.execute(
+                sa.update(s)
+                .where(s.c.pk == pk)
+                .values(
+                    state=ImageSetState.DELETED, workflow=Workflow.DELETED, deleted_at=at, updated_at=at, message=None
+                )
+            )
+            connection.execute(
+                sa.insert(t.change),
+                {
+                    "datastore_pk": row.datastore_pk,
+                    "seq": seq,
+                    "at": at,
+                    "kind": "delete",
+                    "image_set_pk": pk,
+                    "version": row.latest,
+                    "principal": item.subject["actor"],
+                },
+            )
+            self._unlock(connection, item)
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    pk: int
+    sop_uid: str
+    sop_class: str
+    number: int | None
+    record_pk: int
+    overlay_pk: int | None
+    frames: int
+
+
+class _Instances(Mapping[str, "_Content"]):
+    """The live instances of a set; attributes are read only where an edit asks for them."""
+
+    def __init__(self, connection: sa.Connection, blobs: BlobStore, image_set_pk: int) -> None:
+        self._connection = connection
+        self._blobs = blobs
+        m, r, x = t.member, t.record, t.pixel
+        self.members = {
+            row.sop_uid: _Member(*row)
+            for row in connection.execute(
+                sa.select(
+                    m.c.pk,
+                    m.c.sop_uid,
+                    m.c.sop_class,
+                    m.c.number,
+                    m.c.record_pk,
+                    m.c.overlay_pk,
+                    sa.func.coalesce(x.c.n_frames, 0),
+                )
+                .join(r, r.c.pk == m.c.record_pk)
+                .outerjoin(x, x.c.pk == r.c.pixel_pk)
+                .where(m.c.image_set_pk == image_set_pk, m.c.v_to == t.END)
+            )
+        }
+
+    def __getitem__(self, sop_uid: str) -> "_Content":
+        return _Content(self, self.members[sop_uid])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def changes(self, member: _Member) -> Changes:
+        if member.overlay_pk is None:
+            return Changes()
+        text = self._connection.execute(
+            sa.select(t.overlay.c.changes).where(t.overlay.c.pk == member.overlay_pk)
+        ).scalar_one()
+        return Changes.from_json(text.encode())
+
+    def received_node(self, member: _Member) -> bytes:
+        """The node chunk's text as imported: `"<sop>":{...}`."""
+        blob, node = self._connection.execute(
+            sa.select(t.blob.c.name, t.record.c.node)
+            .join(t.record, t.record.c.blob_pk == t.blob.c.pk)
+            .where(t.record.c.pk == member.record_pk)
+        ).one()
+        extent = unpack_extents(node)[0]
+        return inflate(self._blobs.read(blob, extent.offset, extent.length), extent.plain, extent.crc)
+
+    def current(self, member: _Member) -> dict[str, Any]:
+        """`DICOM` and `DICOMVRs` with the edits so far."""
+        document: dict[str, Any] = orjson.loads(b"{" + self.received_node(member) + b"}")
+        (instance,) = document.values()
+        changes = self.changes(member)
+        return {
+            "DICOM": edits.apply(instance["DICOM"], changes),
+            "DICOMVRs": {**instance["DICOMVRs"], **changes.vrs},
+        }
+
+    def number(self, member: _Member, changes: Changes) -> int | None:
+        if "InstanceNumber" in changes.removed:
+            return None
+        try:
+            return int(changes.set["InstanceNumber"])
+        except (KeyError, TypeError, ValueError):
+            return member.number
+
+    def overlay(self, member: _Member, sop_uid: str, changes: Changes) -> int:
+        """The key of the overlay row with these cumulative changes, and the node chunk that they make."""
+        document: dict[str, Any] = orjson.loads(b"{" + self.received_node(member) + b"}")
+        (instance,) = document.values()
+        plain = b'"DICOM":%b,"DICOMVRs":%b' % (orjson.dumps(instance["DICOM"]), orjson.dumps(instance["DICOMVRs"]))
+        rest = {key: value for key, value in instance.items() if key not in ("DICOM", "DICOMVRs")}
+        text = b"%b:{%b,%b}" % (
+            orjson.dumps(sop_uid),
+            metadata.edited_node(plain, changes),
+            orjson.dumps(rest)[1:-1],
+        )
+        attrs: dict[str, Any] = orjson.loads(
+            self._connection.execute(sa.select(t.record.c.attrs).where(t.record.c.pk == member.record_pk)).scalar_one()
+        )
+        edited = metadata.to_dicom_json(changes.set, changes.vrs)
+        for tag in list(attrs):
+            if tag in edited:
+                attrs[tag] = edited[tag]
+        for tag in metadata.to_dicom_json(dict.fromkeys(changes.removed)):
+            attrs.pop(tag, None)
+        chunk = deflate(text)
+        row = {
+            "digest": hashlib.sha256(text).digest(),
+            "changes": changes.to_json().decode(),
+            "attrs": orjson.dumps(attrs).decode(),
+            "node": chunk.data,
+            "plain": chunk.plain,
+            "crc": chunk.crc,
+        }
+        o = t.overlay
+        pk = self._connection.execute(insert_or_keep(self._connection, o).returning(o.c.pk), row).scalar()
+        if pk is None:
+            pk = self._connection.execute(sa.select(o.c.pk).where(o.c.digest == row["digest"])).scalar_one()
+        return int(pk)
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """One instance as the rules look at it."""
+
+    instances: _Instances
+    member: _Member
+
+    @property
+    def changes(self) -> Changes:
+        return self.instances.changes(self.member)
+
+    def attributes(self) -> Mapping[str, Any]:
+        attributes: Mapping[str, Any] = self.instances.current(self.member)["DICOM"]
+        return attributes
+
+    def vrs(self) -> Mapping[str, str]:
+        vrs: Mapping[str, str] = self.instances.current(self.member)["DICOMVRs"]
+        return vrs
+
+
+def _lock(connection: sa.Connection, image_set_pk: int, work_pk: int) -> None:
+    """Raises Locked when another operation holds the image set."""
+    # What the statement returns tells whether it inserted: its row count is not known on every driver.
+    lock = insert_or_keep(connection, t.set_lock).returning(t.set_lock.c.image_set_pk)
+    if connection.execute(lock, {"image_set_pk": image_set_pk, "work_pk": work_pk}).first() is None:
+        raise Locked()
+
+
+def _json(connection: sa.Connection, pk: int) -> bytes:
+    body: bytes = connection.execute(sa.select(t.doc.c.body).where(t.doc.c.pk == pk)).scalar_one()
+    return bytes(body)
+
+
+def _plain(update: MetadataUpdate) -> dict[str, Any]:
+    plain = asdict(update)
+    return {key: value for key, value in plain.items() if value is not None}

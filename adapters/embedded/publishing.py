@@ -1,0 +1,698 @@
+"""The transaction that makes prepared instances visible: grouping, versions, members, the change feed, the index.
+
+Blobs are durable before it begins; it commits whole or not at all (datamodel.md 6). Its order: decide, write what has
+no sequence number, take the numbers, write the few rows that carry one.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import orjson
+import sqlalchemy as sa
+from isal import isal_zlib
+
+from adapters.embedded import docs
+from adapters.embedded.chunks import deflate
+from adapters.embedded.preparing import Packs, Prepared, PreparedPixel
+from adapters.sql import index
+from adapters.sql import tables as t
+from adapters.sql.database import Database, insert_or_keep, now_ms
+from adapters.sql.queue import WorkItem, WorkQueue
+from gateway.domain import metadata
+from gateway.domain.edits import Overlay
+from gateway.domain.grouping import GroupKey, Primary, assign, key_of
+from gateway.domain.ids import DatastoreId, ImageSetId, new_id
+from gateway.domain.model import ImageSetState, JobStatus, Outcome, Workflow
+from gateway.domain.query import SERIES_BESIDE, hexadecimal
+
+DUPLICATE = 0x0111
+
+Resent = Literal["version", "always", "reject"]
+
+
+@dataclass(slots=True)
+class ImportBatch:
+    """One job, with what its staged instances became, in their order."""
+
+    item: WorkItem
+    job_pk: int
+    datastore_pk: int
+    datastore_id: DatastoreId
+    source: str
+    results: Sequence[Prepared | Outcome]
+    called_ae: str | None = None
+    calling_ae: str | None = None
+    principal: str | None = None
+
+
+@dataclass(slots=True)
+class SetState:
+    """An image set as the transaction sees it."""
+
+    pk: int
+    id: ImageSetId
+    datastore_pk: int
+    datastore_id: DatastoreId
+    is_primary: bool
+    study_uid: str
+    series_uid: str
+    latest: int
+    n_instances: int
+    n_frames: int
+    created_at: int
+    levels: metadata.Levels
+    overlay: Overlay
+    levels_doc: int | None = None
+    overlay_doc: int | None = None
+    head_doc: int | None = None
+    searchable: dict[str, Any] | None = None
+    """Of the levels and edits as they are; None when they have changed since."""
+    beside: dict[str, Any] = field(default_factory=dict)
+    """DICOM JSON of series keys that instances keep (`query.SERIES_BESIDE`), of the first one received."""
+
+    def shown(self) -> metadata.Levels:
+        """Its attributes by level, edits included."""
+        return self.overlay.apply(self.levels)
+
+
+@dataclass(slots=True)
+class Publication:
+    """One version about to be numbered."""
+
+    state: SetState
+    """As of this version: a transaction may make more of the same image set."""
+    version: int
+    workflow: Workflow
+    kind: str
+    at: int
+    forced: bool = False
+    job_pk: int | None = None
+    called_ae: str | None = None
+    calling_ae: str | None = None
+    principal: str | None = None
+    reason: str | None = None
+    insert_version: bool = True
+    """False when the row was made as the operation was accepted."""
+
+
+class Locked(Exception):
+    """An image set that this job must wait for."""
+
+
+def publish_imports(
+    database: Database, queue: WorkQueue, batches: Sequence[ImportBatch], packs: Packs, resent: Resent
+) -> list[ImportBatch]:
+    """Publishes the jobs that can be, a version each; those that must wait for a lock are returned.
+
+    Raises LeaseLost: then nothing was published.
+    """
+    waiting: list[ImportBatch] = []
+    with database.write() as connection:
+        prepared = [p for batch in batches for p in batch.results if isinstance(p, Prepared)]
+        words = [
+            f"{batch.datastore_pk}:{p.key.study_uid}"
+            for batch in batches
+            for p in batch.results
+            if isinstance(p, Prepared)
+        ]
+        database.lock_words(connection, words)
+        publisher = _Publisher(connection, resent)
+        publisher.store_blobs(packs, prepared)
+        for batch in batches:
+            if publisher.is_locked(batch):
+                waiting.append(batch)
+                continue
+            queue.finish(connection, batch.item)
+            publisher.add(batch)
+        number(connection, publisher.publications)
+    return waiting
+
+
+class _Publisher:
+    def __init__(self, connection: sa.Connection, resent: Resent) -> None:
+        self._connection = connection
+        self._resent = resent
+        self._states: dict[int, SetState] = {}
+        self._blobs: dict[str, int] = {}
+        self.publications: list[Publication] = []
+
+    # ------------------------------------------------------------ blobs, pixels, records
+
+    def store_blobs(self, packs: Packs, prepared: Sequence[Prepared]) -> None:
+        at = now_ms()
+        sizes = dict(packs.sizes)
+        for p in prepared:
+            if p.pixel is not None:
+                sizes.setdefault(p.pixel.blob, 0)
+        for name, size in sizes.items():
+            self._blobs[name] = store_blob(self._connection, name, size, at)
+
+    def _pixel(self, datastore_pk: int, pixel: PreparedPixel) -> int:
+        found = self._connection.execute(
+            sa.select(t.pixel.c.pk).where(t.pixel.c.datastore_pk == datastore_pk, t.pixel.c.digest == pixel.digest)
+        ).scalar()
+        if found is not None:
+            return int(found)
+        row = {
+            "datastore_pk": datastore_pk,
+            "digest": pixel.digest,
+            "blob_pk": self._blobs[pixel.blob],
+            "off": pixel.offset,
+            "len": pixel.length,
+            "state": pixel.state,
+            "syntax": pixel.syntax,
+            "stored_syntax": pixel.stored_syntax,
+            "format": pixel.format,
+            "n_frames": pixel.frames,
+            "frames": pixel.table,
+        }
+        made = self._connection.execute(insert_or_keep(self._connection, t.pixel).returning(t.pixel.c.pk), row).scalar()
+        return int(made) if made is not None else self._pixel(datastore_pk, pixel)
+
+    def _records(self, batch: ImportBatch, prepared: Sequence[Prepared], at: int) -> list[int]:
+        rows = [
+            {
+                "id": p.record_id,
+                "datastore_pk": batch.datastore_pk,
+                "identity": p.identity,
+                "sop_uid": p.sop_uid,
+                "sop_class": p.sop_class,
+                "syntax": p.syntax,
+                "number": p.number,
+                "warning": p.warning,
+                "attrs": p.attrs,
+                "pixel_pk": self._pixel(batch.datastore_pk, p.pixel) if p.pixel is not None else None,
+                "blob_pk": self._blobs[p.blob],
+                "head": p.head,
+                "json": p.json,
+                "node": p.node,
+                "fmt": 1,
+                "received_at": at,
+                "called_ae": p.origin.called_ae,
+                "calling_ae": p.origin.calling_ae,
+                "principal": p.origin.principal,
+                "job_pk": batch.job_pk,
+                "spool": p.spool,
+                "spool_off": p.spool_offset,
+            }
+            for p in prepared
+        ]
+        result = self._connection.execute(
+            sa.insert(t.record).returning(t.record.c.pk, sort_by_parameter_order=True), rows
+        )
+        return [int(pk) for (pk,) in result]
+
+    # ------------------------------------------------------------ grouping
+
+    def is_locked(self, batch: ImportBatch) -> bool:
+        """Whether an operation holds a primary image set of its series or studies: what it is about to make of the
+        grouping elements decides where the instances belong."""
+        keys = [p.key for p in batch.results if isinstance(p, Prepared)]
+        s = t.image_set
+        query = (
+            sa.select(t.set_lock.c.image_set_pk)
+            .join(s, s.c.pk == t.set_lock.c.image_set_pk)
+            .where(s.c.datastore_pk == batch.datastore_pk, s.c.is_primary)
+        )
+        return any(
+            self._connection.execute(query.where(column.in_(some)).limit(1)).first() is not None
+            for column, uids in (
+                (s.c.series_uid, {key.series_uid for key in keys}),
+                (s.c.study_uid, {key.study_uid for key in keys}),
+            )
+            for some in _slices(sorted(uids))
+        )
+
+    def add(self, batch: ImportBatch) -> None:
+        at = now_ms()
+        outcomes: list[Outcome | None] = [r if isinstance(r, Outcome) else None for r in batch.results]
+        groups: dict[GroupKey, list[tuple[int, Prepared]]] = {}
+        for position, result in enumerate(batch.results):
+            if isinstance(result, Prepared):
+                groups.setdefault(result.key, []).append((position, result))
+        studies, series = self._existing(batch, groups)
+        for assignment in assign(groups, studies, series):
+            instances = groups[assignment.key]
+            if assignment.target == "merge":
+                assert assignment.image_set is not None
+                state: SetState | None = self._states[int(assignment.image_set)]
+            elif assignment.target == "non-primary":
+                instances = self._unless_identical(batch, instances, outcomes)
+                state = None
+            else:
+                state = None
+            for some in _rounds(instances):
+                state = self._import(batch, state, assignment.target != "non-primary", some, outcomes, at)
+            if assignment.conflict is not None and state is not None:
+                self._connection.execute(
+                    sa.insert(t.conflict),
+                    {
+                        "datastore_pk": batch.datastore_pk,
+                        "image_set_pk": state.pk,
+                        "attribute": assignment.conflict,
+                        "source": batch.source,
+                        "instances": len(instances),
+                        "at": at,
+                    },
+                )
+        self._end_job(batch, [outcome for outcome in outcomes if outcome is not None], at)
+
+    def _existing(self, batch: ImportBatch, keys: Iterable[GroupKey]) -> tuple[dict[str, GroupKey], dict[str, Primary]]:
+        """The grouping elements of the primaries that these groups could meet."""
+        studies: dict[str, GroupKey] = {}
+        series: dict[str, Primary] = {}
+        s = t.image_set
+        base = sa.select(s.c.pk).where(
+            s.c.datastore_pk == batch.datastore_pk, s.c.is_primary, s.c.state != ImageSetState.DELETED
+        )
+        for key in keys:
+            if key.series_uid not in series:
+                pk = self._connection.execute(base.where(s.c.series_uid == key.series_uid)).scalar()
+                if pk is not None:
+                    state = self._load(pk, batch)
+                    series[key.series_uid] = Primary(str(pk), key_of(state.shown()))
+                    studies.setdefault(state.study_uid, series[key.series_uid].key)
+            if key.study_uid not in studies:
+                pk = self._connection.execute(base.where(s.c.study_uid == key.study_uid).limit(1)).scalar()
+                if pk is not None:
+                    studies[key.study_uid] = key_of(self._load(pk, batch).shown())
+        return studies, series
+
+    def _load(self, pk: int, batch: ImportBatch) -> SetState:
+        state = self._states.get(pk)
+        if state is None:
+            state = self._states[pk] = load_state(self._connection, pk, batch.datastore_id)
+        return state
+
+    def _unless_identical(
+        self, batch: ImportBatch, instances: list[tuple[int, Prepared]], outcomes: list[Outcome | None]
+    ) -> list[tuple[int, Prepared]]:
+        """Those of a conflicting group that do not lie in a non-primary image set already."""
+        if self._resent == "always":
+            return instances
+        m, r, s = t.member, t.record, t.image_set
+        found: dict[tuple[str, bytes], tuple[ImageSetId, int]] = {}
+        for some in _slices([p.sop_uid for _, p in instances]):
+            query = (
+                sa.select(m.c.sop_uid, r.c.identity, s.c.id, s.c.visible)
+                .join(r, r.c.pk == m.c.record_pk)
+                .join(s, s.c.pk == m.c.image_set_pk)
+                .where(
+                    m.c.sop_uid.in_(some),
+                    m.c.v_to == t.END,
+                    s.c.datastore_pk == batch.datastore_pk,
+                    sa.not_(s.c.is_primary),
+                    s.c.state != ImageSetState.DELETED,
+                )
+            )
+            for sop_uid, identity, set_id, visible in self._connection.execute(query):
+                found[sop_uid, bytes(identity)] = (ImageSetId(set_id), visible)
+        fresh = []
+        for position, p in instances:
+            place = found.get((p.sop_uid, p.identity))
+            if place is None:
+                fresh.append((position, p))
+            else:
+                outcomes[position] = _outcome(p, place[0], place[1], is_primary=False, identical=True)
+        return fresh
+
+    # ------------------------------------------------------------ one version
+
+    def _import(
+        self,
+        batch: ImportBatch,
+        state: SetState | None,
+        is_primary: bool,
+        instances: list[tuple[int, Prepared]],
+        outcomes: list[Outcome | None],
+        at: int,
+    ) -> SetState | None:
+        """One version of one set from instances with different SOP UIDs; no version if all are there already."""
+        live = self._live(state, [p.sop_uid for _, p in instances]) if state is not None else {}
+        changed: list[tuple[int, Prepared]] = []
+        identical: list[tuple[int, Prepared]] = []
+        for position, p in instances:
+            member = live.get(p.sop_uid)
+            if member is None or self._resent == "always":
+                changed.append((position, p))
+            elif member[1] == p.identity:
+                identical.append((position, p))
+            elif self._resent == "reject":
+                outcomes[position] = Outcome(
+                    p.sop_class,
+                    p.sop_uid,
+                    p.key.study_uid,
+                    p.key.series_uid,
+                    failure=DUPLICATE,
+                    message="An instance with this SOP Instance UID and other content is stored; nothing was replaced.",
+                )
+            else:
+                changed.append((position, p))
+        if changed:
+            state = self._add_version(batch, state, is_primary, [p for _, p in changed], live, at)
+        for same, some in ((False, changed), (True, identical)):
+            for position, p in some:
+                assert state is not None
+                outcomes[position] = _outcome(p, state.id, state.latest, is_primary=is_primary, identical=same)
+        return state
+
+    def _live(self, state: SetState, sop_uids: Sequence[str]) -> dict[str, tuple[int, bytes, int]]:
+        m, r, x = t.member, t.record, t.pixel
+        live: dict[str, tuple[int, bytes, int]] = {}
+        for some in _slices(sop_uids):
+            query = (
+                sa.select(m.c.sop_uid, m.c.pk, r.c.identity, sa.func.coalesce(x.c.n_frames, 0))
+                .join(r, r.c.pk == m.c.record_pk)
+                .outerjoin(x, x.c.pk == r.c.pixel_pk)
+                .where(m.c.image_set_pk == state.pk, m.c.v_to == t.END, m.c.sop_uid.in_(some))
+            )
+            for sop_uid, pk, identity, frames in self._connection.execute(query):
+                live[sop_uid] = (pk, bytes(identity), frames)
+        return live
+
+    def _add_version(
+        self,
+        batch: ImportBatch,
+        state: SetState | None,
+        is_primary: bool,
+        prepared: list[Prepared],
+        live: dict[str, tuple[int, bytes, int]],
+        at: int,
+    ) -> SetState:
+        new_set = state is None
+        if state is None:
+            state = self._new_set(batch, prepared[0], is_primary, at)
+        before = state.levels
+        for p in prepared:
+            if p.levels != state.levels:
+                state.levels = metadata.fold(state.levels, p.levels)
+        state.latest += 1
+        replaced = [live[p.sop_uid] for p in prepared if p.sop_uid in live]
+        for some in _slices([pk for pk, _, _ in replaced]):
+            self._connection.execute(sa.update(t.member).where(t.member.c.pk.in_(some)).values(v_to=state.latest))
+        records = self._records(batch, prepared, at)
+        self._connection.execute(
+            sa.insert(t.member),
+            [
+                {
+                    "image_set_pk": state.pk,
+                    "sop_uid": p.sop_uid,
+                    "v_from": state.latest,
+                    "v_to": t.END,
+                    "record_pk": record_pk,
+                    "overlay_pk": None,
+                    "number": p.number,
+                    "sop_class": p.sop_class,
+                }
+                for p, record_pk in zip(prepared, records, strict=True)
+            ],
+        )
+        state.n_instances += len(prepared) - len(replaced)
+        state.n_frames += sum(p.pixel.frames for p in prepared if p.pixel) - sum(frames for _, _, frames in replaced)
+        if new_set or state.levels != before:
+            store_docs(self._connection, state)
+        shown_attributes(state)  # once for all versions that show the same
+        self.publications.append(
+            Publication(
+                replace(state),
+                state.latest,
+                Workflow.CREATED if new_set else Workflow.IMPORTED,
+                "import",
+                at,
+                job_pk=batch.job_pk,
+                called_ae=batch.called_ae,
+                calling_ae=batch.calling_ae,
+                principal=batch.principal,
+            )
+        )
+        return state
+
+    def _new_set(self, batch: ImportBatch, first: Prepared, is_primary: bool, at: int) -> SetState:
+        set_id = ImageSetId(new_id())
+        pk = self._connection.execute(
+            sa.insert(t.image_set).returning(t.image_set.c.pk),
+            {
+                "id": set_id,
+                "datastore_pk": batch.datastore_pk,
+                "is_primary": is_primary,
+                "study_uid": first.key.study_uid,
+                "series_uid": first.key.series_uid,
+                "state": ImageSetState.ACTIVE,
+                "workflow": Workflow.CREATED,
+                "latest": 0,
+                "visible": 0,
+                "n_instances": 0,
+                "n_frames": 0,
+                "created_at": at,
+                "updated_at": at,
+            },
+        ).scalar_one()
+        state = self._states[pk] = SetState(
+            pk=pk,
+            id=set_id,
+            datastore_pk=batch.datastore_pk,
+            datastore_id=batch.datastore_id,
+            is_primary=is_primary,
+            study_uid=first.key.study_uid,
+            series_uid=first.key.series_uid,
+            latest=0,
+            n_instances=0,
+            n_frames=0,
+            created_at=at,
+            levels=first.levels,
+            overlay=Overlay(),
+            beside=_beside(first.attrs),
+        )
+        return state
+
+    def _end_job(self, batch: ImportBatch, outcomes: list[Outcome], at: int) -> None:
+        stored = [o for o in outcomes if o.failure is None]
+        self._connection.execute(
+            sa.update(t.job)
+            .where(t.job.c.pk == batch.job_pk)
+            .values(
+                status=JobStatus.COMPLETED,
+                ended_at=at,
+                n_imported=sum(not o.identical for o in stored),
+                n_identical=sum(o.identical for o in stored),
+                n_failed=len(outcomes) - len(stored),
+                n_warned=sum(o.warning is not None for o in stored),
+                outcomes=pack_outcomes(outcomes),
+            )
+        )
+
+
+def store_blob(connection: sa.Connection, name: str, size: int, at: int) -> int:
+    """The key of a blob's row, new or grown to `size`."""
+    b = t.blob
+    known = connection.execute(
+        sa.update(b)
+        .where(b.c.name == name)
+        .values(size=sa.case((b.c.size > size, b.c.size), else_=size))
+        .returning(b.c.pk)
+    ).scalar()
+    if known is not None:
+        return int(known)
+    row = {"name": name, "kind": name.partition("/")[0], "size": size, "created_at": at}
+    made = connection.execute(insert_or_keep(connection, b).returning(b.c.pk), row).scalar()
+    return int(made) if made is not None else store_blob(connection, name, size, at)
+
+
+# ---------------------------------------------------------------- versions
+
+
+def load_state(connection: sa.Connection, pk: int, datastore_id: DatastoreId) -> SetState:
+    """An image set with the levels and edits of its last version with content."""
+    s, v = t.image_set, t.version
+    x = t.set_index
+    row = connection.execute(
+        sa.select(s, v.c.levels_doc, v.c.overlay_doc, v.c.head_doc, x.c.attrs)
+        .join(v, sa.and_(v.c.image_set_pk == s.c.pk, v.c.version == s.c.visible))
+        .outerjoin(x, x.c.image_set_pk == s.c.pk)
+        .where(s.c.pk == pk)
+    ).one()
+    levels = docs.get_json(connection, row.levels_doc)
+    overlay = docs.get_json(connection, row.overlay_doc)
+    return SetState(
+        pk=pk,
+        id=ImageSetId(row.id),
+        datastore_pk=row.datastore_pk,
+        datastore_id=datastore_id,
+        is_primary=row.is_primary,
+        study_uid=row.study_uid,
+        series_uid=row.series_uid,
+        latest=row.latest,
+        n_instances=row.n_instances,
+        n_frames=row.n_frames,
+        created_at=row.created_at,
+        levels=orjson.loads(levels) if levels else {},
+        overlay=Overlay.from_json(overlay) if overlay else Overlay(),
+        levels_doc=row.levels_doc,
+        overlay_doc=row.overlay_doc,
+        head_doc=row.head_doc,
+        beside=_beside(row.attrs or "{}"),
+    )
+
+
+def _beside(attrs: str) -> dict[str, Any]:
+    elements = orjson.loads(attrs)
+    return {tag: elements[tag] for tag in map(hexadecimal, sorted(SERIES_BESIDE)) if tag in elements}
+
+
+def store_docs(connection: sa.Connection, state: SetState) -> None:
+    """Stores the levels, the edits and the document's head as they are now; equal ones are shared."""
+    state.searchable = None
+    state.levels_doc = docs.put_json(connection, orjson.dumps(state.levels, option=orjson.OPT_SORT_KEYS))
+    state.overlay_doc = docs.put_json(connection, state.overlay.to_json()) if state.overlay else None
+    head = metadata.head(state.datastore_id, state.id, state.levels, state.overlay.by_level)
+    state.head_doc = docs.put_chunk(connection, deflate(head))
+
+
+def number(connection: sa.Connection, publications: Sequence[Publication]) -> None:
+    """Gives each version its sequence number and writes the rows that carry one; the last act of its transaction."""
+    by_store: dict[int, list[Publication]] = {}
+    for publication in publications:
+        by_store.setdefault(publication.state.datastore_pk, []).append(publication)
+    for datastore_pk, some in sorted(by_store.items()):
+        d = t.datastore_seq
+        seq, last_at = connection.execute(
+            sa.update(d)
+            .where(d.c.datastore_pk == datastore_pk)
+            .values(
+                seq=d.c.seq + len(some), last_at=sa.case((d.c.last_at > some[-1].at, d.c.last_at), else_=some[-1].at)
+            )
+            .returning(d.c.seq, d.c.last_at)
+        ).one()
+        for offset, publication in enumerate(some):
+            _write(connection, publication, seq - len(some) + 1 + offset, last_at)
+
+
+def _write(connection: sa.Connection, p: Publication, seq: int, at: int) -> None:
+    state = p.state
+    values: dict[str, Any] = {
+        "content": p.version,
+        "state": ImageSetState.ACTIVE,
+        "workflow": p.workflow,
+        "message": None,
+        "forced": p.forced,
+        "study_uid": state.study_uid,
+        "series_uid": state.series_uid,
+        "levels_doc": state.levels_doc,
+        "overlay_doc": state.overlay_doc,
+        "head_doc": state.head_doc,
+        "n_instances": state.n_instances,
+        "n_frames": state.n_frames,
+        "seq": seq,
+        "at": at,
+    }
+    if p.insert_version:
+        origin = {"called_ae": p.called_ae, "calling_ae": p.calling_ae, "principal": p.principal, "reason": p.reason}
+        connection.execute(
+            sa.insert(t.version),
+            {"image_set_pk": state.pk, "version": p.version, "job_pk": p.job_pk, **values, **origin},
+        )
+    else:
+        connection.execute(
+            sa.update(t.version)
+            .where(t.version.c.image_set_pk == state.pk, t.version.c.version == p.version)
+            .values(**values)
+        )
+    connection.execute(
+        sa.update(t.image_set)
+        .where(t.image_set.c.pk == state.pk)
+        .values(
+            latest=p.version,
+            visible=p.version,
+            state=ImageSetState.ACTIVE,
+            workflow=p.workflow,
+            message=None,
+            study_uid=state.study_uid,
+            series_uid=state.series_uid,
+            n_instances=state.n_instances,
+            n_frames=state.n_frames,
+            updated_at=at,
+        )
+    )
+    connection.execute(
+        sa.insert(t.change),
+        {
+            "datastore_pk": state.datastore_pk,
+            "seq": seq,
+            "at": at,
+            "kind": p.kind,
+            "image_set_pk": state.pk,
+            "version": p.version,
+            "job_pk": p.job_pk,
+            "principal": p.principal,
+        },
+    )
+    index.publish_set(
+        connection,
+        index.SetRow(
+            image_set_pk=state.pk,
+            datastore_pk=state.datastore_pk,
+            is_primary=state.is_primary,
+            study_uid=state.study_uid,
+            series_uid=state.series_uid,
+            attributes=shown_attributes(state),
+            n_instances=state.n_instances,
+            created_at=state.created_at,
+            updated_at=at,
+        ),
+        seq,
+    )
+
+
+def shown_attributes(state: SetState) -> dict[str, Any]:
+    """The DICOM JSON of its patient, study and series levels, edits included."""
+    if state.searchable is None:
+        levels = state.shown()
+        merged = {**levels["Patient"], **levels["Study"], **levels["Series"]}
+        state.searchable = dict(sorted({**metadata.to_dicom_json(merged), **state.beside}.items()))
+    return state.searchable
+
+
+# ---------------------------------------------------------------- outcomes
+
+
+def pack_outcomes(outcomes: Sequence[Outcome]) -> bytes:
+    return isal_zlib.compress(orjson.dumps([asdict(outcome) for outcome in outcomes]), 1)
+
+
+def unpack_outcomes(data: bytes) -> list[Outcome]:
+    return [Outcome(**fields) for fields in orjson.loads(isal_zlib.decompress(data))]
+
+
+def _outcome(p: Prepared, image_set: ImageSetId, version: int, *, is_primary: bool, identical: bool) -> Outcome:
+    return Outcome(
+        p.sop_class,
+        p.sop_uid,
+        p.key.study_uid,
+        p.key.series_uid,
+        image_set=image_set,
+        version=version,
+        is_primary=is_primary,
+        identical=identical,
+        warning=p.warning,
+    )
+
+
+def _rounds(instances: list[tuple[int, Prepared]]) -> Iterable[list[tuple[int, Prepared]]]:
+    """Instances split so that no SOP Instance UID comes twice in one version: each that was sent stays readable."""
+    rest = instances
+    while rest:
+        taken: dict[str, tuple[int, Prepared]] = {}
+        later = []
+        for position, p in rest:
+            if p.sop_uid in taken:
+                later.append((position, p))
+            else:
+                taken[p.sop_uid] = (position, p)
+        yield list(taken.values())
+        rest = later
+
+
+def _slices(values: Sequence[Any], size: int = 500) -> Iterable[Sequence[Any]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

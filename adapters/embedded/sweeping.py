@@ -1,0 +1,123 @@
+"""Takes away what nothing refers to: purged image sets, blobs without rows, rows without use (datamodel.md 6)."""
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import sqlalchemy as sa
+import structlog
+
+from adapters.sql import tables as t
+from adapters.sql.database import Database, now_ms
+from gateway.domain.model import ImageSetState
+from gateway.ports import BlobStore
+
+log = structlog.get_logger("gateway.sweeper")
+
+_EVERY_S = 60.0
+_GRACE_MS = 3_600_000
+"""Longer than any read or publication: a blob younger than this, or put into the trash since, is left alone."""
+_SLICE = 1000
+
+
+class Sweeper:
+    """Small slices of cleaning, at most one a minute. Blocking."""
+
+    def __init__(self, database: Database, blobs: BlobStore, root: Path, retention_ms: int) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._root = root
+        self._retention_ms = retention_ms
+        self._last = time.monotonic()
+
+    def run_one(self) -> None:
+        if time.monotonic() - self._last < _EVERY_S:
+            return
+        self._last = time.monotonic()
+        self.sweep()
+
+    def sweep(self) -> None:
+        """One slice of each kind of rubbish."""
+        self._purge_deleted()
+        self._drop_unused()
+        self._empty_trash()
+        self._drop_orphans()
+
+    def _purge_deleted(self) -> None:
+        """Members and versions of image sets that can no longer be restored; the tombstone stays."""
+        s, m = t.image_set, t.member
+        with self._database.write() as connection:
+            pks = [
+                pk
+                for (pk,) in connection.execute(
+                    sa.select(s.c.pk)
+                    .where(s.c.state == ImageSetState.DELETED, s.c.deleted_at < now_ms() - self._retention_ms)
+                    .where(sa.exists().where(m.c.image_set_pk == s.c.pk))
+                    .limit(10)
+                )
+            ]
+            for pk in pks:
+                records = [r for (r,) in connection.execute(sa.select(m.c.record_pk).where(m.c.image_set_pk == pk))]
+                connection.execute(sa.delete(m).where(m.c.image_set_pk == pk))
+                for start in range(0, len(records), _SLICE):
+                    some = records[start : start + _SLICE]
+                    connection.execute(
+                        sa.delete(t.record)
+                        .where(t.record.c.pk.in_(some))
+                        .where(~sa.exists().where(m.c.record_pk == t.record.c.pk))
+                    )
+
+    def _drop_unused(self) -> None:
+        """Pixels without record, then blobs without either: as rows first, their names into the trash."""
+        r, x, b = t.record, t.pixel, t.blob
+        with self._database.write() as connection:
+            unused = sa.select(x.c.pk).where(~sa.exists().where(r.c.pixel_pk == x.c.pk)).limit(_SLICE)
+            connection.execute(sa.delete(x).where(x.c.pk.in_(unused.scalar_subquery())))
+            blobs = connection.execute(
+                sa.select(b.c.pk, b.c.name)
+                .where(b.c.created_at < now_ms() - _GRACE_MS)
+                .where(~sa.exists().where(x.c.blob_pk == b.c.pk), ~sa.exists().where(r.c.blob_pk == b.c.pk))
+                .limit(_SLICE)
+            ).all()
+            for pk, name in blobs:
+                gone = connection.execute(sa.delete(b).where(b.c.pk == pk)).rowcount == 1
+                if gone and not name.startswith("spool/"):  # segments are removed by whoever recovers them
+                    connection.execute(sa.insert(t.trash), {"name": name, "delete_after": now_ms() + _GRACE_MS})
+        if blobs:
+            log.info("sweeper.blobs", dropped=len(blobs))
+
+    def _empty_trash(self) -> None:
+        with self._database.read() as connection:
+            names = [
+                name
+                for (name,) in connection.execute(
+                    sa.select(t.trash.c.name).where(t.trash.c.delete_after < now_ms()).limit(_SLICE)
+                )
+            ]
+        for name in names:
+            self._blobs.delete(name)
+        if names:
+            with self._database.write() as connection:
+                connection.execute(sa.delete(t.trash).where(t.trash.c.name.in_(names)))
+
+    def _drop_orphans(self) -> None:
+        """Files that a killed process wrote and no row names."""
+        limit = time.time() - _GRACE_MS / 1000
+        old = []
+        for kind in ("pack", "frames"):
+            folder = self._root / kind
+            if folder.is_dir():
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        with suppress(FileNotFoundError):  # another worker sweeps too
+                            if entry.stat().st_mtime < limit:
+                                old.append(f"{kind}/{entry.name}")
+        for start in range(0, len(old), _SLICE):
+            some = old[start : start + _SLICE]
+            with self._database.read() as connection:
+                known = {n for (n,) in connection.execute(sa.select(t.blob.c.name).where(t.blob.c.name.in_(some)))}
+                known |= {n for (n,) in connection.execute(sa.select(t.trash.c.name).where(t.trash.c.name.in_(some)))}
+            for name in some:
+                if name not in known and not self._blobs.is_growing(name):
+                    self._blobs.delete(name)

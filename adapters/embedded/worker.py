@@ -1,0 +1,236 @@
+"""What a worker process does: import jobs, edits and deletes, encoding, and looking after the store."""
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import sqlalchemy as sa
+import structlog
+
+from adapters.embedded import intake
+from adapters.embedded.encoding import Encoder
+from adapters.embedded.mutations import Mutations
+from adapters.embedded.preparing import PROCESSING_FAILURE, Packs, Prepared, Preparer
+from adapters.embedded.processes import Presence
+from adapters.embedded.publishing import ImportBatch, Resent, publish_imports
+from adapters.embedded.sweeping import Sweeper
+from adapters.sql import tables as t
+from adapters.sql.database import Database, now_ms
+from adapters.sql.queue import MAX_ATTEMPTS, LeaseLost, WorkItem, WorkQueue
+from gateway.domain.errors import Corrupt, GatewayError, Unavailable
+from gateway.domain.ids import DatastoreId, JobId
+from gateway.domain.model import JobStatus, Outcome
+from gateway.ports import BlobStore, SpoolStaging
+
+log = structlog.get_logger("gateway.worker")
+
+_GROUP = 64
+"""Import jobs that share a transaction at most."""
+_GROUP_INSTANCES = 2000
+_IDLE_S = 1.0
+_LOCKED_MS = 50
+"""How long a job waits before it tries again at a locked image set."""
+
+
+class ImportMetrics(Protocol):
+    """Told once for each job."""
+
+    def imported(self, source: str, outcomes: Sequence[Outcome], seconds: float) -> None: ...
+
+
+@dataclass(slots=True)
+class Worker:
+    """The loop of one worker process. Blocking; `stop` may be called from another thread."""
+
+    database: Database
+    queue: WorkQueue
+    presence: Presence
+    spool: SpoolStaging
+    blobs: BlobStore
+    preparer: Preparer
+    mutations: Mutations
+    encoder: Encoder
+    sweeper: Sweeper
+    datastore_pk: Callable[[DatastoreId], int]
+    resent: Resent
+    metrics: ImportMetrics
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _settled: set[str] = field(default_factory=set)
+    _syncing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "sync"))
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.presence.ring("worker")
+
+    def run(self) -> None:
+        """Until `stop`: finishes what it has begun, then returns."""
+        self.encoder.start()
+        looked = 0.0
+        while not self._stop.is_set():
+            if time.monotonic() - looked >= _IDLE_S:
+                self._look_after()
+                looked = time.monotonic()
+            if not self._work():
+                self.presence.wait(_IDLE_S)
+        self.encoder.stop()
+
+    def _look_after(self) -> None:
+        try:
+            self.queue.reclaim()
+            intake.recover(self.database, self.spool, self.datastore_pk, self._settled)
+            self.sweeper.run_one()
+        except GatewayError as fault:
+            log.warning("worker.upkeep", code=fault.code, detail=fault.detail)
+        except Exception:  # another worker was faster, or a publication met the sweeper: the next look finds it settled
+            log.exception("worker.upkeep")
+
+    def _work(self) -> bool:
+        try:
+            items = self.queue.lease(("update", "delete", "import"), _GROUP)
+        except GatewayError as fault:
+            log.warning("worker.lease", code=fault.code, detail=fault.detail)
+            self._stop.wait(_IDLE_S)
+            return False
+        for item in items:
+            if item.kind != "import":
+                self._guarded([item], functools.partial(self.mutations.run, item))
+        imports = [item for item in items if item.kind == "import"]
+        while imports:
+            group: list[WorkItem] = []
+            count = 0
+            while imports and (not group or count + imports[0].subject["instances"] <= _GROUP_INSTANCES):
+                count += imports[0].subject["instances"]
+                group.append(imports.pop(0))
+            self._guarded(group, functools.partial(self._import, group))
+        return bool(items)
+
+    def _guarded(self, items: list[WorkItem], run: Callable[[], None]) -> None:
+        """Runs work. A group that fails is run again one by one; what fails alone comes back later, and is given up
+        after its attempts."""
+        done = threading.Event()
+
+        def heartbeat() -> None:
+            while not done.wait(15):
+                with suppress(GatewayError):
+                    self.queue.renew(items)
+
+        beat = threading.Thread(target=heartbeat, name="lease", daemon=True)
+        beat.start()
+        try:
+            run()
+        except LeaseLost:
+            log.warning("worker.lease_lost", items=len(items))
+            for item in items:  # those of the group that are still ours; the lost one is left alone
+                self.queue.retry(item, "shared a transaction with a lost lease", delay_ms=0, counts=False)
+        except Exception as fault:
+            detail = fault.detail if isinstance(fault, GatewayError) else type(fault).__name__
+            log.exception("worker.failed", kinds=sorted({item.kind for item in items}), items=len(items))
+            for item in items:
+                if isinstance(fault, Unavailable):
+                    self.queue.retry(item, detail, delay_ms=200, counts=False)
+                elif len(items) > 1:
+                    self._guarded([item], functools.partial(self._import, [item]))
+                elif item.attempt < MAX_ATTEMPTS:
+                    self.queue.retry(item, detail, delay_ms=200 * item.attempt)
+                else:
+                    self._give_up(item, detail)
+        finally:
+            done.set()
+
+    def _give_up(self, item: WorkItem, detail: str) -> None:
+        if item.kind == "import":
+            with self.database.write() as connection:
+                self.queue.finish(connection, item)
+                connection.execute(
+                    sa.update(t.job)
+                    .where(t.job.c.pk == item.subject["job"])
+                    .values(status=JobStatus.FAILED, ended_at=now_ms(), message=f"INTERNAL_ERROR: {detail}")
+                )
+            self._ring([item])
+        else:
+            self.mutations.give_up(item, detail)
+
+    # ------------------------------------------------------------ imports
+
+    def _import(self, items: list[WorkItem]) -> None:
+        began = time.monotonic()
+        packs = Packs(self.blobs)
+        try:
+            batches = [self._prepare(item, packs) for item in items]
+            # What was staged without a sync (STOW) becomes durable together with the packs that go with it.
+            segments = {p.spool for batch in batches for p in batch.results if isinstance(p, Prepared)}
+            settled = self._syncing.submit(self.spool.settle, segments)
+            packs.finish()
+            settled.result()
+        except BaseException:
+            packs.abandon()
+            raise
+        waiting = publish_imports(self.database, self.queue, batches, packs, self.resent)
+        for batch in waiting:
+            self.queue.retry(batch.item, "waits for a locked image set", delay_ms=_LOCKED_MS, counts=False)
+        ended = [batch for batch in batches if batch not in waiting]
+        self._ring([batch.item for batch in ended])
+        self.encoder.wake()
+        for batch in ended:
+            outcomes = [
+                Outcome(r.sop_class, r.sop_uid, None, None, warning=r.warning) if isinstance(r, Prepared) else r
+                for r in batch.results
+            ]
+            self.metrics.imported(batch.source, outcomes, time.monotonic() - began)
+
+    def _ring(self, items: Sequence[WorkItem]) -> None:
+        keys = [item.subject["job"] for item in items]
+        with self.database.read() as connection:
+            ids = connection.execute(sa.select(t.job.c.id).where(t.job.c.pk.in_(keys), t.job.c.source == "stow")).all()
+        for (job_id,) in ids:
+            self.presence.ring("web", JobId(job_id))
+
+    def _prepare(self, item: WorkItem, packs: Packs) -> ImportBatch:
+        with self.database.read() as connection:
+            row = connection.execute(
+                sa.select(t.job, t.datastore.c.id.label("datastore"))
+                .join(t.datastore, t.datastore.c.pk == t.job.c.datastore_pk)
+                .where(t.job.c.pk == item.subject["job"])
+            ).one()
+        results: list[Prepared | Outcome] = []
+        for segment, offset, length in intake.unpack_items(row.staged):
+            try:
+                origin, body, body_at = self.spool.read(segment, offset, length)
+            except Corrupt as fault:
+                log.error("worker.spool_damaged", detail=fault.detail)
+                results.append(
+                    Outcome(None, None, None, None, failure=PROCESSING_FAILURE, message="The staged copy is damaged.")
+                )
+                continue
+            try:
+                results.append(self.preparer.prepare(origin, segment, offset, body, body_at, packs))
+            except Exception as fault:
+                if item.attempt < MAX_ATTEMPTS or isinstance(fault, Unavailable):
+                    raise
+                log.exception("worker.instance_failed")  # one that cannot be prepared does not take the others with it
+                results.append(
+                    Outcome(
+                        origin.sop_class,
+                        origin.sop_uid,
+                        None,
+                        None,
+                        failure=PROCESSING_FAILURE,
+                        message="The gateway failed to process the instance; its log says more.",
+                    )
+                )
+        return ImportBatch(
+            item=item,
+            job_pk=row.pk,
+            datastore_pk=row.datastore_pk,
+            datastore_id=DatastoreId(row.datastore),
+            source=row.source,
+            results=results,
+            called_ae=row.called_ae,
+            calling_ae=row.calling_ae,
+            principal=row.principal,
+        )

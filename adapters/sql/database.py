@@ -1,0 +1,173 @@
+"""The database: one engine, short transactions, and the same behaviour on SQLite and PostgreSQL.
+
+Synchronous on both, called from threads: an asynchronous driver costs SQLite ten times a read (datamodel.md 9).
+"""
+
+import fcntl
+import functools
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from gateway.domain.errors import Unavailable
+
+_CONNECT_PRAGMAS = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA foreign_keys=ON",
+    "PRAGMA busy_timeout=30000",
+    "PRAGMA cache_size=-65536",
+    "PRAGMA mmap_size=1073741824",
+    "PRAGMA wal_autocheckpoint=4000",
+)
+
+
+def now_ms() -> int:
+    """The time as the tables keep it: integer milliseconds, UTC."""
+    return time.time_ns() // 1_000_000
+
+
+def insert_or_keep(connection: sa.Connection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    """An INSERT that leaves a row with the same unique key as it is, and then returns nothing."""
+    if connection.dialect.name == "sqlite":
+        return sqlite.insert(table).on_conflict_do_nothing()
+    return postgresql.insert(table).on_conflict_do_nothing()
+
+
+class Database:
+    """An engine with `read` and `write` transactions."""
+
+    def __init__(self, url: str) -> None:
+        self.url = sa.make_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            self.engine = sa.create_engine(self.url, pool_size=16, max_overflow=16, pool_timeout=30)
+            relaxed = sa.create_engine(self.url, pool_size=4, max_overflow=8, pool_timeout=30)
+            for engine, synchronous in ((self.engine, "FULL"), (relaxed, "NORMAL")):
+                event.listen(engine, "connect", functools.partial(_prepare_sqlite, synchronous))
+                event.listen(engine, "begin", _begin_sqlite)
+            path = Path(self.url.database or "gateway.db")
+            self._fair: _FairLock | None = _FairLock(path.with_name(f"{path.name}-writer"))
+        else:
+            self.engine = sa.create_engine(self.url, pool_size=10, max_overflow=10, pool_pre_ping=True)
+            self._fair = None
+            relaxed = self.engine
+        self._durable = self.engine.execution_options(gateway_begin="BEGIN IMMEDIATE")
+        self._relaxed = relaxed.execution_options(gateway_begin="BEGIN IMMEDIATE")
+        self._watch: sqlite3.Connection | None = None
+        self._watch_lock = threading.Lock()
+        self._reader = self.engine.execution_options(gateway_begin=None)
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """Short reads, each statement of its own time: versions never change, so that most need no common snapshot.
+
+        Raises Unavailable when the database cannot be reached.
+        """
+        try:
+            with self._reader.connect() as connection:
+                yield connection
+        except OperationalError as fault:
+            raise _unavailable(fault) from fault
+
+    @contextmanager
+    def write(self, *, durable: bool = True) -> Iterator[sa.Connection]:
+        """A write that commits at the end of the block, or not at all.
+
+        One that need not be `durable` survives the death of any process, but not always the loss of power: it is for
+        what can be found out again, such as who works at what. It costs no sync of the disk.
+        """
+        engine = self._durable if durable else self._relaxed
+        try:
+            if self._fair is None:
+                with engine.begin() as connection:
+                    if not durable:
+                        connection.exec_driver_sql("SET LOCAL synchronous_commit TO OFF")
+                    yield connection
+            else:
+                with self._fair, engine.begin() as connection:
+                    yield connection
+        except OperationalError as fault:
+            raise _unavailable(fault) from fault
+
+    def lock_words(self, connection: sa.Connection, words: list[str]) -> None:
+        """Serialises transactions that touch the same words (studies), in one order, until the commit.
+
+        SQLite has one writer at a time anyway.
+        """
+        if not self.is_sqlite:
+            for word in sorted(set(words)):
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:word, 0))"), {"word": word})
+
+    def changes(self) -> int | None:
+        """A number that differs from an earlier one if anything was committed in between; None where none is cheap.
+
+        On SQLite it costs some microseconds and touches no disk.
+        """
+        if not self.is_sqlite:
+            return None
+        with self._watch_lock:
+            if self._watch is None:
+                self._watch = sqlite3.connect(str(self.url.database), check_same_thread=False, isolation_level=None)
+            number: int = self._watch.execute("PRAGMA data_version").fetchone()[0]
+        return number
+
+    def close(self) -> None:
+        with self._watch_lock:
+            if self._watch is not None:
+                self._watch.close()
+                self._watch = None
+        self.engine.dispose()
+        self._relaxed.dispose()
+
+
+class _FairLock:
+    """Writers in the order in which they came: SQLite's own busy handler starves them (datamodel.md 6)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._threads = threading.Lock()
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> None:
+        self._threads.acquire()
+        try:
+            if self._descriptor is None:
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        except BaseException:
+            self._threads.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        assert self._descriptor is not None
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        self._threads.release()
+
+
+def _prepare_sqlite(synchronous: str, connection: Any, _: object) -> None:
+    connection.isolation_level = None  # this module says BEGIN itself
+    cursor = connection.cursor()
+    for pragma in _CONNECT_PRAGMAS:
+        cursor.execute(pragma)
+    cursor.execute(f"PRAGMA synchronous={synchronous}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    begin = connection.get_execution_options().get("gateway_begin", "BEGIN")
+    if begin is not None:
+        connection.exec_driver_sql(begin)
+
+
+def _unavailable(fault: DBAPIError) -> Unavailable:
+    return Unavailable(f"the database did not answer: {type(fault.orig).__name__}")

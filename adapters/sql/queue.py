@@ -1,0 +1,166 @@
+"""Work items: leased, renewed and finished in the database that also holds what they are about."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from adapters.sql.database import Database, now_ms
+from adapters.sql.tables import work
+
+LEASE_MS = 60_000
+MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """A leased item. `attempt` counts from 1."""
+
+    pk: int
+    kind: str
+    lock_key: str | None
+    subject: dict[str, Any]
+    owner: str
+    attempt: int
+
+
+class LeaseLost(Exception):
+    """Somebody else has the item now: what was done with it must not be committed."""
+
+
+def enqueue(
+    connection: sa.Connection,
+    kind: str,
+    subject: dict[str, Any],
+    *,
+    lock_key: str | None = None,
+    priority: int = 0,
+) -> int:
+    """Adds a waiting item inside the caller's transaction; its key."""
+    row = connection.execute(
+        sa.insert(work).returning(work.c.pk),
+        {
+            "kind": kind,
+            "lock_key": lock_key,
+            "subject": json.dumps(subject),
+            "priority": priority,
+            "state": "waiting",
+            "run_after": now_ms(),
+            "attempts": 0,
+        },
+    )
+    return int(row.scalar_one())
+
+
+class WorkQueue:
+    """The items that one process takes, under its `owner` name."""
+
+    def __init__(self, database: Database, owner: str, is_alive: Callable[[str], bool]) -> None:
+        self._database = database
+        self.owner = owner
+        self._is_alive = is_alive
+
+    def lease(self, kinds: Sequence[str], limit: int) -> list[WorkItem]:
+        """Up to `limit` items that may run now, oldest first; never two with one lock key."""
+        other = work.alias("other")
+        free = sa.or_(
+            work.c.lock_key.is_(None),
+            ~sa.exists().where(other.c.lock_key == work.c.lock_key, other.c.state == "running"),
+        )
+        candidates = (
+            sa.select(work.c.pk, work.c.lock_key)
+            .where(work.c.state == "waiting", work.c.kind.in_(kinds), work.c.run_after <= now_ms(), free)
+            .order_by(work.c.priority, work.c.pk)
+            .limit(limit)
+        )
+        try:
+            return self._lease(candidates)
+        except sa.exc.IntegrityError:  # another process has just taken an item with the same lock key
+            return []
+
+    def _lease(self, candidates: "sa.Select[Any]") -> list[WorkItem]:
+        with self._database.read() as connection:  # a look without the write lock: the queue is mostly empty
+            if connection.execute(candidates.limit(1)).first() is None:
+                return []
+        if not self._database.is_sqlite:
+            candidates = candidates.with_for_update(skip_locked=True)
+        with self._database.write(durable=False) as connection:
+            keys: set[str] = set()
+            chosen = []
+            for pk, lock_key in connection.execute(candidates):
+                if lock_key is None or lock_key not in keys:
+                    chosen.append(pk)
+                    if lock_key is not None:
+                        keys.add(lock_key)
+            if not chosen:
+                return []
+            rows = connection.execute(
+                sa.update(work)
+                .where(work.c.pk.in_(chosen))
+                .values(
+                    state="running", owner=self.owner, lease_until=now_ms() + LEASE_MS, attempts=work.c.attempts + 1
+                )
+                .returning(work.c.pk, work.c.kind, work.c.lock_key, work.c.subject, work.c.attempts)
+            ).all()
+        return [
+            WorkItem(pk, kind, key, json.loads(subject), self.owner, attempts)
+            for pk, kind, key, subject, attempts in sorted(rows)
+        ]
+
+    def renew(self, items: Sequence[WorkItem]) -> None:
+        with self._database.write(durable=False) as connection:
+            connection.execute(
+                sa.update(work)
+                .where(work.c.pk.in_([item.pk for item in items]), work.c.owner == self.owner)
+                .values(lease_until=now_ms() + LEASE_MS)
+            )
+
+    def finish(self, connection: sa.Connection, item: WorkItem) -> None:
+        """Removes the item inside the transaction that does its work. Raises LeaseLost."""
+        done = connection.execute(
+            sa.delete(work).where(work.c.pk == item.pk, work.c.owner == item.owner, work.c.attempts == item.attempt)
+        )
+        if done.rowcount != 1:
+            raise LeaseLost(item.kind)
+
+    def retry(self, item: WorkItem, error: str, *, delay_ms: int, counts: bool = True) -> None:
+        """Puts the item back for later; `counts=False` when it only had to wait for another."""
+        with self._database.write(durable=False) as connection:
+            connection.execute(
+                sa.update(work)
+                .where(work.c.pk == item.pk, work.c.owner == item.owner, work.c.attempts == item.attempt)
+                .values(
+                    state="waiting",
+                    owner=None,
+                    lease_until=None,
+                    run_after=now_ms() + delay_ms,
+                    error=error[:500],
+                    attempts=item.attempt if counts else item.attempt - 1,
+                )
+            )
+
+    def reclaim(self) -> int:
+        """Returns to the queue what dead owners held, or whose lease ran out; how many."""
+        with self._database.read() as connection:
+            running = connection.execute(
+                sa.select(work.c.pk, work.c.owner, work.c.lease_until).where(work.c.state == "running")
+            ).all()
+        alive: dict[str, bool] = {}
+        lost = []
+        for pk, owner, lease_until in running:
+            if owner != self.owner and owner not in alive:
+                alive[owner] = self._is_alive(owner)
+            if owner != self.owner and (not alive[owner] or lease_until < now_ms()):
+                lost.append((pk, owner))
+        if not lost:
+            return 0
+        with self._database.write(durable=False) as connection:
+            for pk, owner in lost:
+                connection.execute(
+                    sa.update(work)
+                    .where(work.c.pk == pk, work.c.owner == owner, work.c.state == "running")
+                    .values(state="waiting", owner=None, lease_until=None)
+                )
+        return len(lost)

@@ -1,0 +1,40 @@
+"""The schema's versions: alembic migrations, run by whoever starts first."""
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from adapters.sql.database import Database
+from gateway.domain.errors import Conflict
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
+
+
+def migrate(database: Database) -> None:
+    """Brings the schema to this release. Raises Conflict when a newer release has made it."""
+    config = _config()
+    scripts = ScriptDirectory.from_config(config)
+    with database.write() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+        if current == scripts.get_current_head():
+            return
+        if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
+            raise Conflict("The database was made by a newer release of imageset-gateway; start that one.")
+        if not database.is_sqlite:  # one process migrates, the others wait and find it done
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(4711)"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def revision(database: Database) -> str | None:
+    """The revision that the database is at; None for an empty one."""
+    with database.read() as connection:
+        return MigrationContext.configure(connection).get_current_revision()

@@ -1,0 +1,46 @@
+"""How the database and its work queue are doing, for those who watch over the gateway."""
+
+import asyncio
+
+import sqlalchemy as sa
+
+from adapters.sql.database import Database, now_ms
+from adapters.sql.tables import pixel, work
+
+
+class Status:
+    """Questions that operations ask of a database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def ping(self) -> None:
+        """Returns when the database answers. Raises Unavailable."""
+        await asyncio.to_thread(self._ping)
+
+    async def work(self) -> dict[str, dict[str, float]]:
+        """Kind of work item -> `waiting`, `running`, `oldest_s`; `encode` counts pixel data that awaits encoding."""
+        return await asyncio.to_thread(self._work)
+
+    def _ping(self) -> None:
+        with self._database.read() as connection:
+            connection.execute(sa.text("SELECT 1"))
+
+    def _work(self) -> dict[str, dict[str, float]]:
+        kinds: dict[str, dict[str, float]] = {}
+        with self._database.read() as connection:
+            rows = connection.execute(
+                sa.select(work.c.kind, work.c.state, sa.func.count(), sa.func.min(work.c.run_after)).group_by(
+                    work.c.kind, work.c.state
+                )
+            ).all()
+            raw = connection.execute(sa.select(sa.func.count()).where(
+                    pixel.c.state == sa.literal_column("'raw'")  # as text, so that the partial index serves
+                )).scalar_one()
+        for kind, state, count, since in rows:
+            numbers = kinds.setdefault(kind, {"waiting": 0, "running": 0, "oldest_s": 0})
+            numbers[state] = count
+            if state == "waiting":
+                numbers["oldest_s"] = round(max(0, now_ms() - since) / 1000, 1)
+        kinds["encode"] = {"waiting": raw, "running": 0, "oldest_s": 0}
+        return kinds

@@ -1,0 +1,81 @@
+"""What a modality and a workstation send: C-STORE and C-FIND by pynetdicom, STOW-RS by httpx."""
+
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+from pydicom.dataset import Dataset
+from pynetdicom import AE
+from pynetdicom.association import Association
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind
+
+from .screen import NotAsItShouldBe
+from .series import Sample
+
+CALLING = "DEMO_CT"
+
+
+def c_store(address: str, called: str, sample: Sample, sent: Callable[[], None]) -> list[int]:
+    """Sends a series in one association, in the transfer syntax of its files; the status of each (PS3.4 B)."""
+    association = _associate(address, called, str(sample.first.SOPClassUID), [str(sample.syntax)])
+    statuses = []
+    try:
+        for path in sample.files:
+            statuses.append(int(association.send_c_store(path).Status))
+            sent()
+    finally:
+        association.release()
+    return statuses
+
+
+def c_find(address: str, called: str, **keys: str) -> list[Dataset]:
+    """The matches of a C-FIND at study level, Study Root (PS3.4 C)."""
+    association = _associate(address, called, StudyRootQueryRetrieveInformationModelFind)
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = "STUDY"
+    for keyword, value in keys.items():
+        setattr(identifier, keyword, value)
+    try:
+        answers = list(association.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind))
+    finally:
+        association.release()
+    if not answers or answers[-1][0].Status != 0:
+        raise NotAsItShouldBe("the C-FIND ends with status 0000")
+    return [found for _, found in answers[:-1]]
+
+
+def stow(http: httpx.Client, files: Sequence[Path], sent: Callable[[], None]) -> httpx.Response:
+    """Stores files by one request (PS3.18 §10.5)."""
+    boundary = uuid.uuid4().hex
+
+    def body() -> Iterator[bytes]:
+        for path in files:
+            yield f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+            yield path.read_bytes()
+            yield b"\r\n"
+            sent()
+        yield f"--{boundary}--\r\n".encode()
+
+    kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
+    return http.post(
+        "/dicomweb/studies", content=body(), headers={"content-type": kind, "accept": "application/dicom+json"}
+    )
+
+
+def value(item: dict[str, Any], tag: str) -> str:
+    """The first value of an attribute of DICOM JSON, as text."""
+    first = next(iter(item.get(tag, {}).get("Value", ())), "")
+    return str(first.get("Alphabetic", "")) if isinstance(first, dict) else str(first)
+
+
+def _associate(address: str, called: str, context: str, syntaxes: list[str] | None = None) -> Association:
+    host, _, port = address.rpartition(":")
+    entity = AE(ae_title=CALLING)
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 30
+    entity.add_requested_context(context, syntaxes)
+    association = entity.associate(host, int(port), ae_title=called)
+    if not association.is_established:
+        raise NotAsItShouldBe(f"{called} at {address} accepts the association")
+    return association

@@ -1,0 +1,5 @@
+"""`python -m gateway`: the same as the command `imageset-gateway`."""
+
+from .cli import main
+
+main()

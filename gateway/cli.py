@@ -1,0 +1,476 @@
+"""The command `imageset-gateway`.
+
+Exit codes: 0 done, 1 failed, 2 not understood (wrong usage or settings). Results go to standard output, as text or with
+`--json` as one JSON document; everything else goes to standard error.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import orjson
+import typer
+
+from . import __version__, supervisor
+from .domain.errors import GatewayError, InvalidInput
+from .settings import Settings, load, unknown_names
+
+app = typer.Typer(
+    name="imageset-gateway",
+    help="DICOMweb and DIMSE in front of versioned image sets.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+database = typer.Typer(help="The database and its schema.", no_args_is_help=True)
+app.add_typer(database, name="db")
+
+_OF_SERVING = "Serving"
+
+Config = Annotated[Path | None, typer.Option(help="Settings in a TOML file.", rich_help_panel=_OF_SERVING)]
+Data = Annotated[Path | None, typer.Option(help="The data folder [default: ./gateway-data].")]
+Backend = Annotated[str | None, typer.Option(help="What stands behind: embedded.")]
+Workers = Annotated[int | None, typer.Option(help="Importing processes [default: 1].")]
+Http = Annotated[str | None, typer.Option(help="HTTP listener [default: 127.0.0.1:8080]; port 0 picks a free one.")]
+Dimse = Annotated[str | None, typer.Option(help="DIMSE listener [default: 127.0.0.1:11112].")]
+Aet = Annotated[str | None, typer.Option(help="Our AE title [default: GATEWAY].")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Listen off loopback without credentials.")]
+TlsCert = Annotated[Path | None, typer.Option(help="Certificate chain (PEM): https.")]
+TlsKey = Annotated[Path | None, typer.Option(help="Private key (PEM) of the certificate.")]
+Link = Annotated[int | None, typer.Option(hidden=True)]
+
+Url = Annotated[str, typer.Option(help="The running gateway.", envvar="GATEWAY_CLIENT_URL")]
+TokenFlag = Annotated[str | None, typer.Option("--token", help="Bearer token.", envvar="GATEWAY_CLIENT_TOKEN")]
+UserFlag = Annotated[
+    str | None, typer.Option("--user", help="NAME:PASSWORD for HTTP Basic.", envvar="GATEWAY_CLIENT_USER")
+]
+Json = Annotated[bool, typer.Option("--json", help="The result as one JSON document.")]
+_HERE = "http://127.0.0.1:8080"
+
+
+def main() -> None:
+    """The entry point of the command."""
+    try:
+        app()
+    except InvalidInput as fault:
+        _fail(fault.detail, 2)
+    except GatewayError as fault:
+        _fail(fault.detail, 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(detail: str, code: int) -> NoReturn:
+    print(f"imageset-gateway: {detail}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"imageset-gateway {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+# Processes
+
+
+@app.command()
+def serve(
+    config: Config = None,
+    data: Data = None,
+    backend: Backend = None,
+    workers: Workers = None,
+    http: Http = None,
+    dimse: Dimse = None,
+    aet: Aet = None,
+    insecure: Insecure = False,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+) -> None:
+    """Serve everything over one data folder: a web, a DIMSE and the worker processes.
+
+    Prints one JSON line once both listeners accept. SIGTERM ends it within 20 s.
+    """
+    flags = {
+        "data": data,
+        "backend": backend,
+        "workers": workers,
+        "http.listen": http,
+        "dimse.listen": dimse,
+        "dimse.aet": aet,
+        "auth.insecure": insecure or None,
+        "http.tls_cert": tls_cert,
+        "http.tls_key": tls_key,
+    }
+    settings = load(config, flags)
+    _start_logs(settings, "supervisor")
+    folder = supervisor.DataFolder(settings.data)
+    try:
+        keeper = supervisor.Supervisor(settings)
+        from . import compose
+
+        compose.migrate(settings)
+        code = keeper.run()
+    finally:
+        folder.release()
+    raise typer.Exit(code)
+
+
+@app.command()
+def web(
+    config: Config = None,
+    data: Data = None,
+    http: Http = None,
+    insecure: Insecure = False,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    link: Link = None,
+) -> None:
+    """Serve HTTP alone: DICOMweb, the HealthImaging API and operations."""
+    flags = {
+        "data": data,
+        "http.listen": http,
+        "auth.insecure": insecure or None,
+        "http.tls_cert": tls_cert,
+        "http.tls_key": tls_key,
+    }
+    role = _role("web", link, config, flags)
+    from . import compose
+
+    role.run(compose.run_web)
+
+
+@app.command()
+def dimse(
+    config: Config = None,
+    data: Data = None,
+    listen: Annotated[str | None, typer.Option("--dimse", help="DIMSE listener [default: 127.0.0.1:11112].")] = None,
+    aet: Aet = None,
+    link: Link = None,
+) -> None:
+    """Serve DIMSE alone: C-ECHO, C-STORE and C-FIND."""
+    role = _role("dimse", link, config, {"data": data, "dimse.listen": listen, "dimse.aet": aet})
+    from . import compose
+
+    role.run(compose.run_dimse)
+
+
+@app.command()
+def worker(config: Config = None, data: Data = None, link: Link = None) -> None:
+    """Import, edit and encode alone, for the other processes."""
+    role = _role("worker", link, config, {"data": data})
+    from . import compose
+
+    role.run(compose.run_worker)
+
+
+def _role(kind: supervisor.Kind, link: int | None, config: Path | None, flags: Mapping[str, Any]) -> supervisor.Role:
+    if link is not None:
+        role = supervisor.Role.under_supervisor(link)
+        _start_logs(role.settings, kind)
+        return role
+    settings = load(config, flags)
+    settings.data.mkdir(parents=True, exist_ok=True)
+    supervisor.share_metrics(settings.data, os.environ)
+    _start_logs(settings, kind)
+    from . import compose
+
+    compose.migrate(settings)
+    listener = None
+    if kind == "web":
+        listener = supervisor.bind(settings.http.listen, "--http")
+    elif kind == "dimse":
+        listener = supervisor.bind(settings.dimse.listen, "--dimse")
+    return supervisor.Role(settings, listener)
+
+
+def _start_logs(settings: Settings, role: str) -> None:
+    from . import telemetry
+
+    telemetry.configure_logs(settings.log.level, settings.log.format, role=role)
+    if role == "supervisor":
+        import structlog
+
+        for name in unknown_names(os.environ):
+            structlog.get_logger("gateway").warning("unknown_setting", name=name)
+
+
+# Looking after an installation
+
+
+@database.command("migrate")
+def db_migrate(config: Config = None, data: Data = None, as_json: Json = False) -> None:
+    """Bring the database to this release's schema."""
+    from . import compose
+
+    revision = compose.migrate(load(config, {"data": data}))
+    _answer({"revision": revision}, as_json, lambda: f"The schema is at revision {revision}.")
+
+
+@database.command("check")
+def db_check(config: Config = None, data: Data = None, as_json: Json = False) -> None:
+    """Say at which revision the schema is; exit code 1 where there is none yet."""
+    from . import compose
+
+    revision = compose.schema_revision(load(config, {"data": data}))
+    said = f"The schema is at revision {revision}." if revision else "There is no schema yet: `db migrate` makes it."
+    _answer({"revision": revision}, as_json, lambda: said)
+    raise typer.Exit(0 if revision else 1)
+
+
+@app.command()
+def check(
+    config: Config = None,
+    data: Data = None,
+    http: Http = None,
+    dimse: Dimse = None,
+    aet: Aet = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Print the effective settings, secrets masked, and try each part: exit code 1 if one does not work."""
+    flags = {
+        "data": data,
+        "http.listen": http,
+        "dimse.listen": dimse,
+        "dimse.aet": aet,
+        "auth.insecure": insecure or None,
+    }
+    settings = load(config, flags)
+    parts = dict(_tries(settings))
+    unknown = unknown_names(os.environ)
+    sound = all(part["ok"] for part in parts.values())
+    document = {"ok": sound, "settings": settings.masked(), "parts": parts, "unknown": unknown}
+
+    def text() -> str:
+        lines = list(_tree(settings.masked()))
+        lines += [""] + [f"{'ok  ' if part['ok'] else 'FAIL'}  {name}: {part['says']}" for name, part in parts.items()]
+        lines += [f"note  {name} is not a setting" for name in unknown]
+        return "\n".join(lines)
+
+    _answer(document, as_json, text)
+    raise typer.Exit(0 if sound else 1)
+
+
+def _tree(branch: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    for name, value in branch.items():
+        if isinstance(value, dict) and value:
+            yield f"{indent}{name}"
+            yield from _tree(value, indent + "  ")
+        else:
+            yield f"{indent}{name} = {orjson.dumps(value).decode()}"
+
+
+def _tries(settings: Settings) -> Iterator[tuple[str, dict[str, Any]]]:
+    from . import compose
+    from .client import port_is_free
+
+    def attempt(name: str, part: Callable[[], str]) -> tuple[str, dict[str, Any]]:
+        try:
+            return name, {"ok": True, "says": part()}
+        except GatewayError as fault:
+            return name, {"ok": False, "says": fault.detail}
+        except OSError as fault:
+            return name, {"ok": False, "says": fault.strerror or type(fault).__name__}
+
+    def folder() -> str:
+        settings.data.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.data) as file:
+            file.write(b"x")
+            os.fsync(file.fileno())
+        return f"{settings.data.absolute()} can be written"
+
+    def schema() -> str:
+        revision = compose.schema_revision(settings)
+        return f"revision {revision}" if revision else "empty; the first start makes its schema"
+
+    def codecs() -> str:
+        missing = compose.missing_codecs()
+        return f"kept without decoding: {', '.join(missing)}" if missing else "all transfer syntaxes can be decoded"
+
+    def certificate() -> str:
+        import ssl
+
+        if settings.http.tls_cert is None:
+            return "http"
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(settings.http.tls_cert, settings.http.tls_key)
+        return "certificate and key fit together"
+
+    def port(address: Any) -> Callable[[], str]:
+        def run() -> str:
+            if address.port and not port_is_free(*address):
+                raise InvalidInput(f"{address} is taken; a running gateway of yours, or another program")
+            return f"{address} is free"
+
+        return run
+
+    yield attempt("data", folder)
+    yield attempt("database", schema)
+    yield attempt("codecs", codecs)
+    yield attempt("tls", certificate)
+    yield attempt("http", port(settings.http.listen))
+    yield attempt("dimse", port(settings.dimse.listen))
+
+
+# Clients of a running gateway
+
+
+@contextmanager
+def _client(url: str, token: str | None, user: str | None) -> Iterator[Any]:
+    from .client import Client
+
+    client = Client(url, token, user)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@app.command("import")
+def import_(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders.")],
+    datastore: Annotated[str | None, typer.Option(help="Data store id [default: the default one].")] = None,
+    url: Url = _HERE,
+    token: TokenFlag = None,
+    user: UserFlag = None,
+    as_json: Json = False,
+) -> None:
+    """Send files and folders to the gateway (STOW-RS); exit code 1 if an instance was not stored."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from .client import Tally, files_under
+
+    files = files_under(paths)
+    total = Tally()
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with (
+        _client(url, token, user) as client,
+        Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress,
+    ):
+        task = progress.add_task("importing", total=sum(file.size for file in files))
+        for _, size, tally in client.store(files, datastore):
+            total.stored += tally.stored
+            total.warned += tally.warned
+            total.skipped += tally.skipped
+            total.failed += tally.failed
+            total.studies |= tally.studies
+            progress.advance(task, size)
+
+    def text() -> str:
+        lines = [f"{total.stored} stored in {len(total.studies)} studies, {total.warned} of them with a warning"]
+        lines += [f"not DICOM: {path}" for path in total.skipped]
+        lines += [f"failed {item['reason']} {item['sop']} {item['comment']}".rstrip() for item in total.failed]
+        return "\n".join(lines)
+
+    _answer(total.as_dict(), as_json, text)
+    raise typer.Exit(1 if total.failed else 0)
+
+
+@app.command()
+def edit(
+    datastore: Annotated[str, typer.Argument(metavar="STORE", help="Data store id.")],
+    image_set: Annotated[str, typer.Argument(metavar="SET", help="Image set id.")],
+    version: Annotated[int | None, typer.Option(help="The version that is to be edited [default: the latest].")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="Keyword=V", help="Set an attribute.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(metavar="Keyword", help="Remove an attribute.")] = None,
+    revert: Annotated[int | None, typer.Option(metavar="N", help="Go back to version N, as a new version.")] = None,
+    series: Annotated[str | None, typer.Option(metavar="U", help="Series Instance UID.")] = None,
+    instance: Annotated[str | None, typer.Option(metavar="U", help="SOP Instance UID, for its own attributes.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Do what the rules would refuse.")] = False,
+    study: Annotated[bool, typer.Option("--study", help="Also in the other image sets of the study.")] = False,
+    url: Url = _HERE,
+    token: TokenFlag = None,
+    user: UserFlag = None,
+    as_json: Json = False,
+) -> None:
+    """Change an image set's metadata: a new version; the old ones stay readable."""
+    if (revert is None) == (not set_ and not remove):
+        raise InvalidInput("say what to change: --set and --remove, or --revert alone")
+    changes = {}
+    for entry in set_ or []:
+        keyword, equals, value = entry.partition("=")
+        if not equals:
+            raise InvalidInput(f"--set {entry}: must be Keyword=Value")
+        changes[keyword] = value
+    with _client(url, token, user) as client:
+        after = client.edit(
+            datastore,
+            image_set,
+            version=version,
+            set=changes,
+            remove=remove or [],
+            revert=revert,
+            series=series,
+            instance=instance,
+            force=force,
+            study=study,
+        )
+    _answer(after, as_json, lambda: f"version {after['versionId']}")
+
+
+@app.command()
+def queue(url: Url = _HERE, token: TokenFlag = None, user: UserFlag = None, as_json: Json = False) -> None:
+    """Show waiting and running work."""
+    with _client(url, token, user) as client:
+        state = client.queue()
+
+    def text() -> str:
+        lines = [f"{'work':12}{'waiting':>9}{'running':>9}{'oldest':>10}"]
+        for kind, n in sorted(state["work"].items()):
+            lines.append(f"{kind:12}{n['waiting']:>9.0f}{n['running']:>9.0f}{n['oldest_s']:>8.1f} s")
+        for role, n in state["processes"].items():
+            lines.append(f"{role:12}{'up' if n['up'] else 'down':>9}, started again {n['restarts']:.0f} times")
+        return "\n".join(lines)
+
+    _answer(state, as_json, text)
+
+
+@app.command()
+def echo(url: Url = _HERE, as_json: Json = False) -> None:
+    """Ask the gateway, by HTTP and by C-ECHO, whether it is there and ready."""
+    import time
+
+    from .client import Client
+    from .client import echo as c_echo
+
+    client = Client(url)
+    try:
+        began = time.monotonic()
+        state = client.readiness()
+        http_s = time.monotonic() - began
+    finally:
+        client.close()
+    dimse_s = c_echo(state["dimse"], state["aet"])
+    ready = state["status"] == "ready"
+    result = {**state, "httpMs": round(http_s * 1000, 1), "dimseMs": round(dimse_s * 1000, 1)}
+    _answer(
+        result,
+        as_json,
+        lambda: "\n".join(
+            [
+                f"HTTP   {url}: {state['status']}, {result['httpMs']} ms",
+                f"DIMSE  {state['aet']} at {state['dimse']}: success, {result['dimseMs']} ms",
+            ]
+            + [f"{name}: {says}" for name, says in state["checks"].items() if says != "ok"]
+        ),
+    )
+    raise typer.Exit(0 if ready else 1)
+
+
+def _answer(document: Any, as_json: bool, text: Callable[[], str]) -> None:
+    print(orjson.dumps(document).decode() if as_json else text())

@@ -1,0 +1,341 @@
+"""WADO-RS: instances, metadata, frames and bulk data (PS3.18 §10.4, WADO-01..11, BULK-01..03)."""
+
+import re
+import zlib
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Final
+
+from ..domain.errors import InvalidInput, NotAcceptable, NotFound
+from ..domain.model import Entry, Selected
+from ..domain.pixels import DOUBLE_FLOAT_PIXEL_DATA, FLOAT_PIXEL_DATA, PIXEL_DATA
+from ..domain.syntaxes import EXPLICIT_LE, OCTETS, TABLE
+from ..services.retrieve import Opened, Wanted, frame_indexes
+from .exchange import Request, Response
+from .multipart import boundary_for, closing, content_type, part_head
+from .params import (
+    DICOM,
+    Form,
+    accepts_json,
+    bulk_forms,
+    choose,
+    frame_forms,
+    frame_numbers,
+    instance_forms,
+    is_uid,
+    selection,
+)
+from .problems import HttpProblem
+from .qido import JSON, not_json
+
+_COMMON: Final = [(b"vary", b"Accept, Accept-Encoding, Origin"), (b"cache-control", b"private, no-cache")]
+_BYTES: Final = (b"accept-ranges", b"bytes")
+_BULK_PATH: Final = re.compile(r"[0-9A-F]{8}(\.[0-9]{1,6}\.[0-9A-F]{8})*\Z")
+_PIXELS: Final = frozenset(f"{tag:08X}" for tag in (PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_FLOAT_PIXEL_DATA))
+_DOCUMENT: Final = "00420011"
+_GATHERED_BYTES: Final = 64 << 20
+"""Up to which frames are put together before they are sent, so that their length is known and ranges are served."""
+_WITHOUT_PIXELS: Final = (EXPLICIT_LE, *(row.uid for row in TABLE if row.encapsulated))
+"""A data set without pixel data is encoded alike in all of these, so it fits whichever is asked for (NEG-14)."""
+
+
+async def metadata(request: Request, study: str, series: str | None = None, sop: str | None = None) -> Response:
+    """DICOM JSON of a study, series or instance, ready as stored: joined, not parsed (WADO-04, CACHE-01)."""
+    selected = await _select(request, study, series, sop)
+    if not accepts_json(request.accepts):
+        raise not_json()
+    root = request.root
+    gzip = request.wants_gzip
+    # The bulk data URIs hold the root, so it is a part of the representation.
+    etag = f'"{selected.etag}-{zlib.crc32(root.encode()):08x}{"-gzip" if gzip else ""}"'
+    headers = [JSON, *_COMMON, (b"etag", etag.encode())]
+    if request.unchanged(etag):
+        return Response(304, headers)
+    document = await request.services.retrieve.metadata(selected, root, gzip=gzip)
+    if document.gzip:
+        headers.append((b"content-encoding", b"gzip"))
+    return Response(200, headers, document.body)
+
+
+async def instances(request: Request, study: str, series: str | None = None, sop: str | None = None) -> Response:
+    """Part 10 files of a study, series or instance, each in the transfer syntax chosen for it (NEG-14, WADO-02)."""
+    retrieve = request.services.retrieve
+    selected = await _select(request, study, series, sop)
+    multipart = sop is None
+    wanted: list[Wanted] = []
+    for entry in selected.entries:
+        has_pixels = entry.stored_syntax is not None
+        offers = retrieve.offers(entry) if has_pixels else _WITHOUT_PIXELS
+        forms = instance_forms(offers)
+        form = choose(request.accepts, forms)
+        if form is None:
+            raise _not_acceptable("The instance" if sop else "An instance of it", forms if has_pixels else forms[:1])
+        multipart = multipart or form.multipart
+        if has_pixels:
+            or_stored = form.syntax != offers[0] and choose(request.accepts, instance_forms(offers[:1])) is not None
+            wanted.append(Wanted(entry, form.syntax, or_stored))
+        else:
+            wanted.append(Wanted(entry, EXPLICIT_LE))
+    fingerprint = zlib.crc32("".join(each.syntax for each in wanted).encode())
+    etag = f'"{selected.etag}-{fingerprint:08x}{"-multipart" if multipart else ""}"'
+    headers = [*_COMMON, (b"etag", etag.encode())]
+    if request.unchanged(etag):
+        return Response(304, headers)
+    root = request.root
+    files = retrieve.instances(wanted)
+    first = await anext(files)  # what fails here still gets its status
+    if not multipart:
+        headers += [
+            (b"content-type", Form(DICOM, first.syntax, False).content_type.encode()),
+            (b"content-location", _location(root, wanted[0].entry).encode("latin-1")),
+        ]
+        return _streamed(headers, b"", first, b"")
+    boundary = boundary_for(etag)
+    headers.append((b"content-type", content_type(DICOM, boundary).encode()))
+    if len(wanted) == 1:
+        return _streamed(headers, _instance_head(root, boundary, wanted[0], first, 0), first, closing(boundary))
+    return Response(200, headers, _instance_parts(root, boundary, wanted, first, files))
+
+
+async def frames(request: Request, study: str, series: str, sop: str, frames: str) -> Response:
+    """Frames as stored or native, one part each, in the order asked for (WADO-05..07, TS-01..09)."""
+    retrieve = request.services.retrieve
+    numbers = frame_numbers(frames)
+    entry = (await _select(request, study, series, sop)).entries[0]
+    indexes = frame_indexes(entry, numbers)
+    single = len(indexes) == 1
+    offers = retrieve.offers(entry)
+    forms = frame_forms(offers, single=single)
+    form = choose(request.accepts, forms)
+    if form is None:
+        raise _not_acceptable("The frames" if single else "Several frames", forms)
+    etag = f'"{entry.digest}-{zlib.crc32(f"{frames} {form}".encode()):08x}"'
+    headers = [*_COMMON, _BYTES, (b"etag", etag.encode())]
+    if request.unchanged(etag):
+        return Response(304, headers)
+    try:
+        first = await retrieve.frame(entry, indexes[0], form.syntax)
+    except NotAcceptable:
+        stored = choose(request.accepts, frame_forms(offers[:1], single=single))
+        if stored is None or form.syntax == offers[0]:
+            raise
+        form = stored  # asked for without a transfer syntax, and not to be decoded (TS-01)
+        first = await retrieve.frame(entry, indexes[0], form.syntax)
+    location = f"{_location(request.root, entry)}/frames/"
+    if not form.multipart:
+        headers += [
+            (b"content-type", form.content_type.encode()),
+            (b"content-location", f"{location}{numbers[0]}".encode("latin-1")),
+        ]
+        return _ranged(request, etag, headers, first)
+    boundary = boundary_for(etag)
+    headers.append((b"content-type", content_type(form.media_type, boundary).encode()))
+    head = part_head(boundary, form.content_type, f"{location}{numbers[0]}", len(first), first=True)
+    if single:
+        return _ranged(request, etag, headers, b"".join((head, first, closing(boundary))))
+    others = retrieve.frames(entry, indexes[1:], form.syntax)
+    body = _frame_parts(head, first, others, numbers[1:], form, location, boundary)
+    return await _gathered(request, etag, headers, body, len(first) * len(numbers))
+
+
+async def bulk(request: Request, study: str, series: str, sop: str, path: str) -> Response:
+    """The value that a BulkDataURI names (BULK-01, BULK-02)."""
+    retrieve = request.services.retrieve
+    selected = await _select(request, study, series, sop)
+    entry = selected.entries[0]
+    path = path.upper()
+    if not _BULK_PATH.match(path):
+        raise NotFound("There is no such bulk data: its path is a tag, or tags and item numbers joined by periods.")
+    if path in _PIXELS:
+        return await _pixel_data(request, entry)
+    vr, value = await retrieve.bulk(entry, path)
+    document = await retrieve.document_type(entry) if path == _DOCUMENT else None
+    forms = bulk_forms(document)
+    form = choose(request.accepts, forms)
+    if form is None:
+        raise _not_acceptable("The bulk data", forms)
+    location = f"{_location(request.root, entry)}/bulkdata/{path}"
+    return _bulk(request, f"{selected.etag}-{path}-{vr}", form, location, value)
+
+
+async def _pixel_data(request: Request, entry: Entry) -> Response:
+    """Pixel Data as bulk data: native frames joined, or each stored frame as a part; a video is one stream."""
+    retrieve = request.services.retrieve
+    if entry.stored_syntax is None:
+        raise NotFound("The instance has no pixel data.")
+    offers = retrieve.offers(entry)
+    forms = tuple(
+        form
+        for form in frame_forms(offers, single=True)
+        if form.multipart or form.syntax == EXPLICIT_LE or entry.frames <= 1
+    )
+    form = choose(request.accepts, forms)
+    if form is None:
+        raise _not_acceptable("The pixel data", forms)
+    location = f"{_location(request.root, entry)}/bulkdata/7FE00010"
+    if entry.frames <= 1:
+        if entry.frames:
+            value = await retrieve.frame(entry, 0, form.syntax)
+        else:
+            _, value = await retrieve.received_pixels(entry)
+        return _bulk(request, entry.digest, form, location, value)
+    etag = f'"{entry.digest}-{zlib.crc32(f"bulk {form}".encode()):08x}"'
+    headers = [*_COMMON, _BYTES, (b"etag", etag.encode())]
+    if request.unchanged(etag):
+        return Response(304, headers)
+    boundary = boundary_for(etag)
+    size = entry.format.frame_bytes * entry.frames if entry.format else _GATHERED_BYTES
+    if not form.multipart:
+        headers += [(b"content-type", form.content_type.encode()), (b"content-location", location.encode("latin-1"))]
+        return await _gathered(request, etag, headers, retrieve.pixels(entry), size)
+    headers.append((b"content-type", content_type(form.media_type, boundary).encode()))
+    if form.syntax == EXPLICIT_LE:
+        head = part_head(boundary, form.content_type, location, None, first=True)
+        body = _chained((head,), retrieve.pixels(entry), (closing(boundary),))
+        return await _gathered(request, etag, headers, body, size)
+    parts = retrieve.frames(entry, range(entry.frames), form.syntax)
+    numbers = range(2, entry.frames + 1)
+    location = f"{_location(request.root, entry)}/frames/"
+    first = await anext(parts)
+    head = part_head(boundary, form.content_type, f"{location}1", len(first), first=True)
+    return await _gathered(
+        request, etag, headers, _frame_parts(head, first, parts, numbers, form, location, boundary), size
+    )
+
+
+def _bulk(request: Request, identity: str, form: Form, location: str, value: bytes) -> Response:
+    """One value as a single part, or as the only part of several."""
+    etag = f'"{identity}-{zlib.crc32(f"bulk {form}".encode()):08x}"'
+    headers = [*_COMMON, _BYTES, (b"etag", etag.encode()), (b"x-content-type-options", b"nosniff")]
+    if request.unchanged(etag):
+        return Response(304, headers)
+    named = form.content_type
+    if form.media_type.partition("/")[0] in ("application", "text", "model") and form.media_type != OCTETS:
+        named = form.media_type
+        if named != "application/pdf":
+            # The sender of a document chose its type: it must not run scripts in this origin.
+            headers.append((b"content-security-policy", b"sandbox"))
+    if not form.multipart:
+        headers += [(b"content-type", named.encode()), (b"content-location", location.encode("latin-1"))]
+        return _ranged(request, etag, headers, value)
+    boundary = boundary_for(etag)
+    headers.append((b"content-type", content_type(form.media_type, boundary).encode()))
+    head = part_head(boundary, named, location, len(value), first=True)
+    return _ranged(request, etag, headers, b"".join((head, value, closing(boundary))))
+
+
+async def _select(request: Request, study: str, series: str | None, sop: str | None) -> Selected:
+    """Raises NotFound, Gone, and InvalidInput for a UID that is none, unless something is stored so (ROOT-06)."""
+    try:
+        return await request.services.retrieve.select(selection(request.datastore, request.query, study, series, sop))
+    except NotFound:
+        if not all(uid is None or is_uid(uid) for uid in (study, series, sop)):
+            raise InvalidInput("A UID is digits and periods, 64 at most.") from None
+        raise
+
+
+def _not_acceptable(what: str, forms: Sequence[Form]) -> NotAcceptable:
+    listed = dict.fromkeys(
+        f'multipart/related; type="{form.media_type}"; transfer-syntax={form.syntax}'
+        if form.multipart
+        else form.content_type
+        for form in forms
+    )
+    return NotAcceptable(f"{what} can be had as: {', '.join(listed)}.")
+
+
+def _location(root: str, entry: Entry) -> str:
+    return f"{root}/studies/{entry.study_uid}/series/{entry.series_uid}/instances/{entry.sop_uid}"
+
+
+def _streamed(headers: list[tuple[bytes, bytes]], head: bytes, file: Opened, tail: bytes) -> Response:
+    """One file between what goes before and after it."""
+    if file.rest is None:
+        return Response(200, headers, b"".join((head, *file.start, tail)))
+    length = None if file.length is None else len(head) + file.length + len(tail)
+    return Response(200, headers, _chained((head, *file.start), file.rest, (tail,)), length)
+
+
+def _instance_head(root: str, boundary: str, wanted: Wanted, file: Opened, number: int) -> bytes:
+    named = Form(DICOM, file.syntax, True).content_type
+    return part_head(boundary, named, _location(root, wanted.entry), file.length, first=number == 0)
+
+
+async def _instance_parts(
+    root: str, boundary: str, wanted: Sequence[Wanted], first: Opened, files: AsyncGenerator[Opened]
+) -> AsyncGenerator[bytes]:
+    async with aclosing(files):
+        number = 0
+        file: Opened | None = first
+        while file is not None:
+            yield b"".join((_instance_head(root, boundary, wanted[number], file, number), *file.start))
+            if file.rest is not None:
+                async for piece in file.rest:
+                    yield piece
+            number += 1
+            file = await anext(files, None)
+        yield closing(boundary)
+
+
+async def _frame_parts(
+    head: bytes,
+    first: bytes,
+    others: AsyncGenerator[bytes],
+    numbers: Sequence[int],
+    form: Form,
+    location: str,
+    boundary: str,
+) -> AsyncGenerator[bytes]:
+    """The frame at hand, then the other ones, whose numbers are `numbers`."""
+    async with aclosing(others):
+        yield head
+        yield first
+        for number in numbers:
+            frame = await anext(others)
+            yield part_head(boundary, form.content_type, f"{location}{number}", len(frame), first=False)
+            yield frame
+        yield closing(boundary)
+
+
+async def _chained(
+    before: Sequence[bytes], pieces: AsyncGenerator[bytes], after: Sequence[bytes] = ()
+) -> AsyncGenerator[bytes]:
+    async with aclosing(pieces):
+        for piece in before:
+            yield piece
+        async for piece in pieces:
+            yield piece
+        for piece in after:
+            yield piece
+
+
+async def _gathered(
+    request: Request, etag: str, headers: list[tuple[bytes, bytes]], body: AsyncGenerator[bytes], size: int
+) -> Response:
+    """A body of about `size` bytes: whole, with its length and ranges, or streamed when it is too long for that."""
+    if size > _GATHERED_BYTES:
+        return Response(200, headers, body)
+    return _ranged(request, etag, headers, b"".join([piece async for piece in body]))
+
+
+_RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})\Z")
+
+
+def _ranged(request: Request, etag: str, headers: list[tuple[bytes, bytes]], body: bytes) -> Response:
+    """The bytes that Range names; what is no single range of bytes is passed over (BULK-02, BULK-03)."""
+    asked = request.header(b"range")
+    match = _RANGE.match(asked.strip()) if asked else None
+    condition = request.header(b"if-range") if match else None
+    if match is None or match[1] == match[2] == "" or condition not in (None, etag):
+        return Response(200, headers, body)
+    size = len(body)
+    if match[1]:
+        start, end = int(match[1]), min(int(match[2]) if match[2] else size - 1, size - 1)
+        if match[2] and int(match[2]) < start:
+            return Response(200, headers, body)
+    else:
+        start, end = max(0, size - int(match[2])), size - 1
+    if start >= size:
+        raise HttpProblem(416, "The range begins behind the end.", {b"content-range": b"bytes */%d" % size})
+    headers.append((b"content-range", b"bytes %d-%d/%d" % (start, end, size)))
+    return Response(206, headers, body[start : end + 1])

@@ -1,0 +1,29 @@
+"""The whole HTTP application: which face answers which path, and what stands in front of all of them."""
+
+from collections.abc import Callable
+
+from ..settings import Settings
+from .auth import Authentication
+from .middleware import Edge
+from .problems import Asgi, Face, Receive, Scope, Send, face_of
+
+
+def build_app(
+    settings: Settings, *, dicomweb: Asgi, healthimaging: Asgi, operations: Asgi, access_log: Callable[..., None]
+) -> Asgi:
+    """One ASGI application over the faces, each of which sees the full path.
+
+    `/dicomweb/...` and `/datastore/{id}/{studies,series,instances,conflicts}...` are DICOMweb's, `/livez`, `/readyz`,
+    `/metrics` and `/queue` the operator's, and all else the HealthImaging API's; the Host header routes nothing.
+    """
+    faces = {Face.DICOMWEB: dicomweb, Face.OPERATIONS: operations, Face.API: healthimaging}
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        await faces[face_of(scope["path"])](scope, receive, send)
+
+    return Edge(
+        Authentication(route, settings) if settings.auth.is_closed else route,
+        origins=settings.cors_origins,
+        max_requests=settings.http.max_requests,
+        access_log=access_log,
+    )

@@ -1,0 +1,100 @@
+"""Instances in: staged as they arrive, imported by one job, answered one by one (STOW-18, STOW-20)."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final
+
+from ..domain.errors import Unavailable
+from ..domain.ids import DatastoreId
+from ..domain.model import Origin, Outcome, Staged
+from ..ports import Buffer, Intake, Sink, Staging
+
+CANNOT_UNDERSTAND: Final = 0xC000
+LARGE_WRITE: Final = 1 << 20
+"""Bytes from which a write is worth the hop to a thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The beginning of one instance in a stream of parts; its bytes follow, up to the next `Part`."""
+
+    name: str
+    """How answers call it when its bytes do not say what it is, e.g. `part 3`."""
+    refusal: str | None = None
+    """Why it is not taken; its bytes are passed over."""
+
+
+class Store:
+    """Stages, imports and waits; `timeout_s` is how long an answer may take after the last byte."""
+
+    def __init__(self, staging: Staging, intake: Intake, *, timeout_s: float = 60.0) -> None:
+        self._staging = staging
+        self._intake = intake
+        self._timeout_s = timeout_s
+
+    async def receive(
+        self,
+        datastore: DatastoreId,
+        parts: AsyncIterator[Part | Buffer],
+        *,
+        study_uid: str | None = None,
+        principal: str | None = None,
+    ) -> list[Outcome]:
+        """One outcome for each part, in order.
+
+        What `parts` raises leaves nothing behind. Raises OutOfStorage, and Unavailable when the import has not ended
+        in time: the instances are then safe and will be imported, and sending them again does no harm.
+        """
+        outcomes: list[Outcome | None] = []
+        sinks: list[Sink] = []
+        staged: list[Staged] = []
+        try:
+            current: Sink | None = None
+            written = 0
+            async for piece in parts:
+                if isinstance(piece, Part):
+                    if current is not None:
+                        self._end(current, written, outcomes, staged)
+                    current, written = None, 0
+                    if piece.refusal is not None:
+                        outcomes.append(_refused(f"{piece.name}: {piece.refusal}"))
+                        continue
+                    origin = Origin(datastore, "stow", study_uid=study_uid, principal=principal, name=piece.name)
+                    current = self._staging.open(origin)
+                    sinks.append(current)
+                    outcomes.append(None)
+                elif current is not None:
+                    written += len(piece)
+                    if len(piece) >= LARGE_WRITE:
+                        await asyncio.to_thread(current.write, piece)
+                    else:
+                        current.write(piece)
+            if current is not None:
+                self._end(current, written, outcomes, staged)
+        except BaseException:
+            for sink in sinks:
+                sink.abort()
+            raise
+        if staged:
+            job = await self._intake.submit(datastore, staged)
+            result = await self._intake.result(job, self._timeout_s)
+            if result is None:
+                raise Unavailable(
+                    f"The instances are safe, but their import did not end within {self._timeout_s:g} s. "
+                    "Send them again later: what is stored by then counts as success."
+                )
+            answers = iter(result.outcomes)
+            outcomes = [next(answers) if outcome is None else outcome for outcome in outcomes]
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _end(self, sink: Sink, written: int, outcomes: list[Outcome | None], staged: list[Staged]) -> None:
+        if written:
+            staged.append(sink.close())
+        else:
+            sink.abort()
+            outcomes[-1] = _refused("An instance without a single byte.")
+
+
+def _refused(message: str) -> Outcome:
+    return Outcome(None, None, None, None, failure=CANNOT_UNDERSTAND, message=message)

@@ -1,0 +1,138 @@
+"""What tests share: components that a machine may lack, databases of their own, and running gateways."""
+
+import functools
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.corpus import CORPUS
+from tests.running import RunningGateway
+
+POSTGRES = os.environ.get("GATEWAY_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1/test")
+REQUIRE_ALL = os.environ.get("REQUIRE") == "all"
+
+# Programs of the same names (storescu, findscu) come with pynetdicom: those of our own environment are not meant.
+_PATH = os.pathsep.join(
+    [part for part in os.get_exec_path() if part != str(Path(sys.executable).parent)] + ["/usr/sbin", "/usr/local/sbin"]
+)
+
+
+def tool(*names: str) -> str | None:
+    """Where the first of these programs is, outside our own Python environment."""
+    return next((found for name in names if (found := shutil.which(name, path=_PATH))), None)
+
+
+def _dcmtk() -> bool:
+    storescu = tool("storescu")
+    if storescu is None or tool("findscu") is None or tool("echoscu") is None:
+        return False
+    said = subprocess.run([storescu, "--version"], capture_output=True, text=True, timeout=20)
+    return "dcmtk" in said.stdout.lower()
+
+
+def _postgres() -> bool:
+    try:
+        with psycopg.connect(_libpq(POSTGRES), connect_timeout=3):
+            return True
+    except psycopg.OperationalError:
+        return False
+
+
+def _libpq(url: str) -> str:
+    return url.replace("postgresql+psycopg://", "postgresql://")
+
+
+COMPONENTS: dict[str, tuple[str, Callable[[], bool]]] = {
+    "postgres": ("PostgreSQL (GATEWAY_TEST_POSTGRES)", _postgres),
+    "dcmtk": ("DCMTK (storescu, findscu, echoscu)", _dcmtk),
+    "orthanc": ("Orthanc", lambda: tool("Orthanc") is not None),
+    "node": ("Node.js", lambda: tool("node", "nodejs") is not None),
+    "chromium": ("Chromium", lambda: tool("chromium", "chromium-browser", "google-chrome") is not None),
+    "corpus": ("the corpus of DICOM files (GATEWAY_TEST_DATA)", lambda: CORPUS is not None),
+}
+
+_skipped: dict[str, list[str]] = {}
+
+
+@functools.cache
+def is_here(component: str) -> bool:
+    """Whether this machine has a component."""
+    return COMPONENTS[component][1]()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        for component in mark.args:
+            require(component, item.nodeid)
+
+
+def require(component: str, wanted_by: str) -> None:
+    """Skips the running test where a component is missing; fails it under REQUIRE=all."""
+    if is_here(component):
+        return
+    _skipped.setdefault(component, []).append(wanted_by)
+    name = COMPONENTS[component][0]
+    if REQUIRE_ALL:
+        pytest.fail(f"{name} is missing (REQUIRE=all)", pytrace=False)
+    pytest.skip(f"{name} is missing")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if REQUIRE_ALL and not all(map(is_here, COMPONENTS)) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    missing = [component for component in COMPONENTS if not is_here(component)]
+    if not missing:
+        return
+    terminalreporter.section("missing components")
+    for component in missing:
+        tests = _skipped.get(component, [])
+        files = sorted({test.partition("::")[0] for test in tests})
+        what = f"{len(tests)} tests of {', '.join(files)}" if tests else "nothing"
+        verb = "failed" if REQUIRE_ALL else "skipped"
+        terminalreporter.write_line(f"missing: {COMPONENTS[component][0]}; {verb} for it: {what}")
+
+
+@pytest.fixture
+def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The SQLAlchemy URL of a fresh, empty PostgreSQL database, dropped afterwards."""
+    require("postgres", request.node.nodeid)
+    name = f"gateway_{secrets.token_hex(6)}"
+    with psycopg.connect(_libpq(POSTGRES), autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[arg-type,unused-ignore]
+    try:
+        yield f"{POSTGRES.rpartition('/')[0]}/{name}"
+    finally:
+        with psycopg.connect(_libpq(POSTGRES), autocommit=True) as connection:
+            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[arg-type,unused-ignore]
+
+
+@pytest.fixture
+def start_gateway(tmp_path: Path) -> Iterator[Callable[..., RunningGateway]]:
+    """Starts gateways, `start_gateway(*flags, env={...})`, each on free ports and an empty folder; ends them all."""
+    running: list[RunningGateway] = []
+
+    def start(*flags: str, **options: Any) -> RunningGateway:
+        started = RunningGateway(tmp_path / f"data{len(running) + 1}", *flags, **options)
+        running.append(started)
+        return started
+
+    yield start
+    for one in running:
+        one.stop()
+
+
+@pytest.fixture
+def gateway(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
+    """A running gateway with the default settings."""
+    return start_gateway()

@@ -1,0 +1,242 @@
+"""The two doors into a gateway, as an independent sender uses them, and the way to find what went through."""
+
+import re
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Protocol
+
+import httpx
+from pynetdicom import AE
+from pynetdicom.dimse_primitives import C_STORE
+
+from tests.corpus_doors.samples import Sample, Uids
+from tests.running import RunningGateway
+
+AT_ONCE = 6
+_SETTLED_S = 60.0
+_BOUNDARY = "corpus-doors-5f1d0c"
+
+
+@dataclass
+class Receipt:
+    """What a door said of one file, and where the file then was."""
+
+    stored: bool
+    code: int = 0
+    """Failure reason or warning reason; 0 without either."""
+    message: str = ""
+    image_set: str | None = None
+    """Of the non-primary image set that it landed in."""
+    version: int | None = None
+    """Where a file shares its SOP Instance UID: the version of its image set that this one made."""
+    url: str | None = None
+
+
+class Door(Protocol):
+    """A way in."""
+
+    name: str
+
+    def send(self, files: Sequence[Sample]) -> dict[Sample, Receipt | None]:
+        """Sends files of which no two share a SOP Instance UID; returns when what was accepted is imported.
+
+        None: this door cannot carry the file.
+        """
+        ...
+
+    def send_between(self, file: Sample, before: Sample, after: Sample) -> list[Receipt | None]:
+        """Sends three files in one request or association, in this order."""
+        ...
+
+
+class Stow:
+    """STOW-RS, one request a file."""
+
+    name = "STOW-RS"
+
+    def __init__(self, gateway: RunningGateway) -> None:
+        self._http = httpx.Client(base_url=gateway.http, timeout=60)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def send(self, files: Sequence[Sample]) -> dict[Sample, Receipt | None]:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return dict(zip(files, pool.map(lambda file: self.post([file.data])[0], files), strict=True))
+
+    def send_between(self, file: Sample, before: Sample, after: Sample) -> list[Receipt | None]:
+        return list(self.post([before.data, file.data, after.data]))
+
+    def post(self, parts: Sequence[bytes]) -> list[Receipt]:
+        """One request; a receipt for each part, in order as far as the answer tells it."""
+        body = b"".join(
+            b"--%b\r\nContent-Type: application/dicom\r\n\r\n%b\r\n" % (_BOUNDARY.encode(), part) for part in parts
+        )
+        answer = self._http.post(
+            "/dicomweb/studies",
+            content=body + b"--%b--\r\n" % _BOUNDARY.encode(),
+            headers={"content-type": f'multipart/related; type="application/dicom"; boundary={_BOUNDARY}'},
+        )
+        assert answer.status_code in (200, 202, 409), (answer.status_code, answer.text[:300])
+        module = answer.json()
+        good = [self._good(item) for item in module.get("00081199", {}).get("Value", [])]
+        bad = [self._bad(item) for tag in ("00081198", "0008119A") for item in module.get(tag, {}).get("Value", [])]
+        assert len(good) + len(bad) == len(parts), answer.text[:500]
+        perfect = not bad and not any(receipt.code for receipt in good)
+        assert answer.status_code == (409 if not good else 200 if perfect else 202)
+        if len(good) == len(parts) or not good:
+            return [*good, *bad]
+        # Of three, the middle one failed: the others keep their order.
+        return [good[0], *bad, *good[1:]]
+
+    @staticmethod
+    def _good(item: dict[str, Any]) -> Receipt:
+        url = item["00081190"]["Value"][0]
+        found = re.search(r"\?imageSetId=([0-9a-z]{32})\Z", url)
+        warning = item.get("00081196", {}).get("Value", [0])[0]
+        return Receipt(True, warning, image_set=found[1] if found else None, url=url)
+
+    @staticmethod
+    def _bad(item: dict[str, Any]) -> Receipt:
+        comment = item.get("00000902", {}).get("Value", [""])[0]
+        return Receipt(False, item["00081197"]["Value"][0], comment)
+
+
+class Dimse:
+    """C-STORE of the very bytes of the files, each in a presentation context of its own class and syntax."""
+
+    name = "C-STORE"
+
+    def __init__(self, gateway: RunningGateway) -> None:
+        self._gateway = gateway
+        self._known: dict[tuple[Uids, str], None] = {}
+        self._accepted = 0
+
+    def send(self, files: Sequence[Sample]) -> dict[Sample, Receipt | None]:
+        receipts: dict[Sample, Receipt | None] = dict.fromkeys(files)
+        groups: list[list[Sample]] = [[] for _ in range(3)]
+        for number, file in enumerate(file for file in files if file.for_dimse() is not None):
+            groups[number % len(groups)].append(file)
+        with ThreadPoolExecutor(len(groups)) as pool:
+            for group, answers in zip(groups, pool.map(self._associate, groups), strict=True):
+                receipts.update(zip(group, answers, strict=True))
+        self._settle(receipts)
+        return receipts
+
+    def send_between(self, file: Sample, before: Sample, after: Sample) -> list[Receipt | None]:
+        if file.for_dimse() is None:
+            return [None, None, None]
+        receipts = dict(zip((before, file, after), self._associate([before, file, after]), strict=True))
+        self._settle(receipts)
+        return list(receipts.values())
+
+    def _settle(self, receipts: dict[Sample, Receipt | None]) -> None:
+        """Waits for the import of what was accepted, and finds what landed beside a primary image set."""
+        self._accepted += sum(receipt is not None and receipt.stored for receipt in receipts.values())
+        deadline = time.monotonic() + _SETTLED_S
+        while self._imported() < self._accepted:
+            assert time.monotonic() < deadline, f"{self._imported()} of {self._accepted} imported"
+            time.sleep(0.05)
+        assert self._imported() == self._accepted
+        beside = {uids: image_set for uids, image_set in self.beside() if (uids, image_set) not in self._known}
+        self._known.update(dict.fromkeys(beside.items()))
+        for file, receipt in receipts.items():
+            if receipt is not None and receipt.stored and file.uids is not None:
+                receipt.image_set = beside.get(file.uids)
+
+    def _imported(self) -> int:
+        lines = re.findall(r'gateway_instances_total\{[^}]*source="dimse"[^}]*\} (\S+)', self._gateway.get("/metrics").text)
+        return sum(int(float(count)) for count in lines)
+
+    def beside(self) -> Iterable[tuple[Uids, str]]:
+        """Every instance in a non-primary image set, as the list of conflicts and QIDO tell."""
+        token: str | None = None
+        while True:
+            query = {"maxResults": "100"} | ({"nextToken": token} if token else {})
+            page = self._gateway.get("/dicomweb/conflicts", params=query).json()
+            for conflict in page["conflicts"]:
+                rows = self._gateway.get("/dicomweb/instances", params={"imageSetId": conflict["imageSetId"]}).json()
+                assert len(rows) == conflict["instances"]
+                for row in rows:
+                    yield uids_of(row), conflict["imageSetId"]
+            token = page.get("nextToken")
+            if token is None:
+                return
+
+    def _associate(self, files: Sequence[Sample]) -> list[Receipt | None]:
+        """One association after another, each with as many contexts as it may have."""
+        answers: list[Receipt | None] = []
+        waiting = list(files)
+        while waiting:
+            contexts: dict[tuple[str, str], None] = {}
+            batch = []
+            for file in waiting:
+                carried = file.for_dimse()
+                assert carried is not None
+                contexts[carried[0], carried[2]] = None
+                if len(contexts) > 120:
+                    break
+                batch.append(file)
+            waiting = waiting[len(batch) :]
+            answers += self._exchange(batch)
+        return answers
+
+    def _exchange(self, files: Sequence[Sample]) -> list[Receipt | None]:
+        entity = AE(ae_title="CORPUS")
+        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 60
+        carried = [file.for_dimse() or ("", "", "", b"") for file in files]
+        for sop_class, syntax in dict.fromkeys((one[0], one[2]) for one in carried):
+            entity.add_requested_context(sop_class, syntax)
+        host, port = self._gateway.dimse
+        association = entity.associate(host, port, ae_title=self._gateway.aet)
+        assert association.is_established
+        accepted = {
+            (context.abstract_syntax, context.transfer_syntax[0]): context.context_id
+            for context in association.accepted_contexts
+        }
+        answers: list[Receipt | None] = []
+        for number, (sop_class, sop_uid, syntax, data) in enumerate(carried, 1):
+            context = accepted.get((sop_class, syntax))
+            if context is None:
+                answers.append(Receipt(False, 0x0122, "the presentation context was rejected"))
+                continue
+            request = C_STORE()
+            request.MessageID = number
+            request.AffectedSOPClassUID = sop_class
+            request.AffectedSOPInstanceUID = sop_uid
+            request.Priority = 2
+            request.DataSet = BytesIO(data)
+            association.dimse.send_msg(request, context)
+            _, answer = association.dimse.get_msg(block=True)
+            assert answer is not None, f"no answer to C-STORE of {files[number - 1].name}"
+            status = answer.Status
+            stored = status == 0 or status >> 12 == 0xB
+            answers.append(Receipt(stored, status, str(getattr(answer, "ErrorComment", "") or "")))
+        association.release()
+        return answers
+
+
+def uids_of(row: dict[str, Any]) -> Uids:
+    """Of a row at instance level."""
+    return row["0020000D"]["Value"][0], row["0020000E"]["Value"][0], row["00080018"]["Value"][0]
+
+
+def latest_version(gateway: RunningGateway, image_set: str) -> int:
+    answer = httpx.post(f"{gateway.http}/datastore/{gateway.datastore}/imageSet/{image_set}/getImageSet", timeout=30)
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["versionId"])
+
+
+def primary_image_set(gateway: RunningGateway, series: str) -> str:
+    filters = [{"DICOMSeriesInstanceUID": series}], [{"isPrimary": True}]
+    answer = httpx.post(
+        f"{gateway.http}/datastore/{gateway.datastore}/searchImageSets",
+        json={"filters": [{"operator": "EQUAL", "values": values} for values in filters]},
+        timeout=30,
+    )
+    assert answer.status_code == 200, answer.text
+    (found,) = answer.json()["imageSetsMetadataSummaries"]
+    return str(found["imageSetId"])

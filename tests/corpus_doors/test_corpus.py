@@ -1,0 +1,248 @@
+"""Every file of the corpus through every door into one data store, held against what is known of it.
+
+Well-formed: stored, found, and back with equal attributes and bit-equal frames. Broken: a clear answer, and no harm.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pynetdicom import AE
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
+
+from tests.corpus import CORPUS
+from tests.corpus_doors.compare import differences, htj2k_decoded, parts, wrong_pixels
+from tests.corpus_doors.doors import (
+    AT_ONCE,
+    Dimse,
+    Door,
+    Receipt,
+    Stow,
+    latest_version,
+    primary_image_set,
+    uids_of,
+)
+from tests.corpus_doors.samples import Sample, Uids, repeated, rounds, samples
+from tests.makers import instance, uid
+from tests.running import RunningGateway
+
+EXPLICIT_LE = "1.2.840.10008.1.2.1"
+HTJ2K = "1.2.840.10008.1.2.4.202"
+NATIVE_FRAMES = f'multipart/related; type="application/octet-stream"; transfer-syntax={EXPLICIT_LE}'
+STORED_FRAMES = 'multipart/related; type="*/*"; transfer-syntax=*'
+ROLES = ("web", "dimse", "worker")
+
+
+@pytest.fixture(params=[Stow, Dimse], ids=["stow", "c-store"])
+def door(request: pytest.FixtureRequest, gateway: RunningGateway) -> Iterator[Door]:
+    made: Door = request.param(gateway)
+    yield made
+    if isinstance(made, Stow):
+        made.close()
+
+
+def test_every_file(
+    gateway: RunningGateway, door: Door, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = samples()
+    good = [file for file in files if file.well_formed]
+    broken = [file for file in files if not file.well_formed]
+    assert good
+    assert broken
+    pids = gateway.pids()
+    table: Counter[str] = Counter()
+    faults: list[str] = []
+
+    receipts = send_well_formed(gateway, door, good, repeated(files))
+    refusals = {file: receipt for file, receipt in receipts.items() if not receipt.stored}
+    faults += [f"{file.name}: {receipt.code:04X} {receipt.message}" for file, receipt in refusals.items()]
+    neighbours = send_broken(door, broken, tmp_path, table, faults)
+
+    table["well-formed: files"] = len(good)
+    table["well-formed: stored"] = sum(receipt.stored and not receipt.code for receipt in receipts.values())
+    table["well-formed: stored with a warning"] = sum(
+        receipt.stored and bool(receipt.code) for receipt in receipts.values()
+    )
+    stored = {file: receipt for file, receipt in receipts.items() if receipt.stored}
+    primary = {file.uids for file, receipt in stored.items() if receipt.image_set is None}
+    beside = {file.uids for file, receipt in stored.items() if receipt.image_set is not None} - primary
+    table["well-formed: in a non-primary image set"] = sum(bool(receipt.image_set) for receipt in stored.values())
+    table["well-formed: compared at the version they made"] = sum(bool(receipt.version) for receipt in stored.values())
+
+    found = {"QIDO-RS": searched(gateway), "C-FIND": queried(gateway)}
+    for way, rows in found.items():
+        missing = (primary | {file.uids for file in neighbours}) - rows.keys()
+        table[f"found by {way}"] = len(primary & rows.keys())
+        faults += [f"{uids} is not found by {way}" for uids in missing]
+        faults += [f"{uids}, in a non-primary image set alone, is found by {way}" for uids in beside & rows.keys()]
+        for file, receipt in stored.items():
+            if file.patient_name is not None and not receipt.version and not receipt.image_set:
+                table[f"patient names read back by {way}"] += 1
+                assert file.uids is not None
+                if rows[file.uids] != file.patient_name:
+                    faults.append(f"{file.name}: {way} says {rows[file.uids]!r} for {file.patient_name!r}")
+
+    with ThreadPoolExecutor(AT_ONCE) as pool, httpx.Client(base_url=gateway.http, timeout=60) as http:
+        jobs = [pool.submit(returned, http, file, receipt, table, faults) for file, receipt in stored.items()]
+        jobs += [pool.submit(returned, http, file, Receipt(True), Counter(), faults) for file in neighbours]
+        for job in jobs:
+            job.result()
+
+    with capsys.disabled():
+        print(f"\n{door.name}, {'the corpus' if CORPUS else 'the files of pydicom'}:")
+        for what, count in sorted(table.items()):
+            print(f"  {what:<55}{count:>6}")
+    assert not faults, "\n".join(faults[:60])
+    assert gateway.pids() == pids
+    assert [gateway.restarts(role) for role in ROLES] == [0, 0, 0]
+    assert gateway.get("/readyz").status_code == 200
+
+
+def send_well_formed(
+    gateway: RunningGateway, door: Door, files: list[Sample], shared: set[str]
+) -> dict[Sample, Receipt]:
+    """Sends the files; for those whose SOP Instance UID comes again, notes which version each has made.
+
+    Within a round no SOP Instance UID comes twice, so that the latest version at its end has this round's content.
+    """
+    receipts: dict[Sample, Receipt] = {}
+    for group in rounds(files):
+        for file, receipt in door.send(group).items():
+            assert receipt is not None, f"{file.name} cannot be sent"
+            receipts[file] = receipt
+            assert file.uids is not None
+            if receipt.stored and file.uids[2] in shared:
+                image_set = receipt.image_set or primary_image_set(gateway, file.uids[1])
+                receipt.version = latest_version(gateway, image_set)
+    return receipts
+
+
+def send_broken(
+    door: Door, files: list[Sample], folder: Path, table: Counter[str], faults: list[str]
+) -> list[Sample]:
+    """Sends each broken file between two sound ones; these, which all must have been stored."""
+    neighbours: list[Sample] = []
+    table["broken: files"] = len(files)
+    for number, file in enumerate(files):
+        pair = [neighbour(folder, 2 * number + k) for k in (0, 1)]
+        first, answer, second = door.send_between(file, *pair)
+        if answer is None or first is None or second is None:
+            table["broken: no Part 10 file, or no UIDs for the command: not for this door"] += 1
+            continue
+        neighbours += pair
+        if not (first.stored and second.stored) or first.code or second.code:
+            faults.append(f"{file.name} harmed its neighbours: {first}, {second}")
+        if not answer.stored:
+            table["broken: refused"] += 1
+            if not answer.code or not answer.message:
+                faults.append(f"{file.name}: no clear answer: {answer}")
+        else:
+            table[f"broken: stored{' with a warning' if answer.code else ''}"] += 1
+    return neighbours
+
+
+def neighbour(folder: Path, number: int) -> Sample:
+    uids = (uid(7, number), uid(7, number, 1), uid(7, number, 1, 1))
+    path = folder / f"neighbour-{number}.dcm"
+    path.write_bytes(instance(*uids))
+    return Sample(path.name, path, True, True, uids, "1.2.840.10008.5.1.4.1.1.2", EXPLICIT_LE)
+
+
+def searched(gateway: RunningGateway) -> dict[Uids, str]:
+    """Every instance that QIDO-RS lists, by pages, with the patient's name in all its groups."""
+    found: dict[Uids, str] = {}
+    while True:
+        query: dict[str, Any] = {"limit": 500, "offset": len(found), "includefield": "PatientName"}
+        rows = gateway.get("/dicomweb/instances", params=query).json()
+        found |= {uids_of(row): _name(row) for row in rows}
+        if not rows:
+            return found
+
+
+def _name(row: dict[str, Any]) -> str:
+    groups = row.get("00100010", {}).get("Value", [{}])[0]
+    names = [groups.get(group, "") for group in ("Alphabetic", "Ideographic", "Phonetic")]
+    return "=".join(names).rstrip("=")
+
+
+def queried(gateway: RunningGateway) -> dict[Uids, str]:
+    """Every instance that C-FIND gives, study by study and series by series."""
+    entity = AE(ae_title="CORPUS")
+    entity.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
+    association = entity.associate(*gateway.dimse, ae_title=gateway.aet)
+    assert association.is_established
+
+    def ask(**keys: str) -> list[Dataset]:
+        identifier = Dataset()
+        for keyword, value in keys.items():
+            setattr(identifier, keyword, value)
+        answers = list(association.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind))
+        assert answers[-1][0].Status == 0, answers[-1][0]
+        return [row for _, row in answers[:-1] if row is not None]
+
+    found: dict[Uids, str] = {}
+    for study in ask(QueryRetrieveLevel="STUDY", StudyInstanceUID="", PatientName=""):
+        name = str(study.get("PatientName", ""))
+        above = {"StudyInstanceUID": study.StudyInstanceUID}
+        for series in ask(QueryRetrieveLevel="SERIES", **above, SeriesInstanceUID=""):
+            within = above | {"SeriesInstanceUID": series.SeriesInstanceUID}
+            for image in ask(QueryRetrieveLevel="IMAGE", **within, SOPInstanceUID=""):
+                uids = (str(study.StudyInstanceUID), str(series.SeriesInstanceUID), str(image.SOPInstanceUID))
+                found[uids] = name
+    association.release()
+    return found
+
+
+def returned(
+    http: httpx.Client, file: Sample, receipt: Receipt, table: Counter[str], faults: list[str]
+) -> None:
+    """Fetches an instance and its frames, and notes what is not as it was sent."""
+    assert file.uids is not None
+    url = "/dicomweb/studies/{}/series/{}/instances/{}".format(*file.uids)
+    query = {"imageSetId": receipt.image_set, "version": receipt.version}
+    params = {name: str(value) for name, value in query.items() if value is not None}
+    if receipt.image_set is not None and http.get(url).status_code == 200 and not receipt.version:
+        faults.append(f"{file.name}: in a non-primary image set, and yet there without imageSetId")
+    answer = http.get(url, params=params, headers={"accept": "application/dicom"})
+    if answer.status_code != 200:
+        faults.append(f"{file.name}: {answer.status_code} {answer.text[:200]}")
+        return
+    sent, back = file.read(), pydicom.dcmread(DicomBytesIO(answer.content))
+    found = list(differences(sent, back))
+    table["back with equal attributes"] += not found
+    faults += [f"{file.name}: {one}" for one in found[:5]]
+    document = http.get(f"{url}/metadata", params=params)
+    if document.status_code != 200 or len(document.json()) != 1:
+        faults.append(f"{file.name}: metadata {document.status_code}")
+    if file.truth is None:
+        return
+    count = int(sent.get("NumberOfFrames") or 1)
+    listed = ",".join(map(str, range(1, count + 1)))
+    size = int(sent.Rows * sent.Columns * sent.SamplesPerPixel)
+    answer = http.get(f"{url}/frames/{listed}", params=params, headers={"accept": NATIVE_FRAMES})
+    if answer.status_code != 200:
+        faults.append(f"{file.name}: frames {answer.status_code} {answer.text[:200]}")
+        return
+    got = parts(answer.headers["content-type"], answer.content)
+    wrong = wrong_pixels([frame for _, frame in got], file.truth, size)
+    table["bit-equal as Explicit VR LE frames"] += wrong is None
+    if wrong is not None:
+        faults.append(f"{file.name}: Explicit VR LE: {wrong}")
+    answer = http.get(f"{url}/frames/{listed}", params=params, headers={"accept": STORED_FRAMES})
+    if answer.status_code != 200:
+        faults.append(f"{file.name}: stored frames {answer.status_code} {answer.text[:200]}")
+        return
+    got = parts(answer.headers["content-type"], answer.content)
+    if HTJ2K not in got[0][0]:
+        return
+    wrong = wrong_pixels([htj2k_decoded(frame, sent.BitsAllocated) for _, frame in got], file.truth, size)
+    table["bit-equal as decoded .202 frames"] += wrong is None
+    if wrong is not None:
+        faults.append(f"{file.name}: .202: {wrong}")

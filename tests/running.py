@@ -1,0 +1,135 @@
+"""A real gateway for a test: `imageset-gateway serve` in processes of its own, on free ports and its own folder."""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parents[1]
+START_S = 60.0
+STOP_S = 20.0
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Ours without settings of the person who runs the tests; the package is found from any folder."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+    kept["PYTHONPATH"] = str(ROOT)
+    return {**kept, **extra}
+
+
+def command(
+    *arguments: str, env: Mapping[str, str] | None = None, timeout_s: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command of the gateway to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *arguments],
+        env=environment(**(env or {})),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=timeout_s,
+    )
+
+
+class RunningGateway:
+    """A gateway that has printed its listening line."""
+
+    def __init__(self, data: Path, *flags: str, env: Mapping[str, str] | None = None) -> None:
+        self.data = data
+        self.log = data.parent / f"{data.name}.log"
+        self._flags = flags
+        self._env = environment(**(env or {}))
+        self._ports = ("127.0.0.1:0", "127.0.0.1:0")
+        self._start()
+
+    def _start(self) -> None:
+        self.began = time.monotonic()
+        http, dimse = self._ports
+        flags = ["--data", str(self.data), "--http", http, "--dimse", dimse, *self._flags]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gateway", "serve", *flags],
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.listening: dict[str, Any] = json.loads(self._first_line())
+        self.http: str = self.listening["http"]
+        host, _, port = self.listening["dimse"].rpartition(":")
+        self.dimse: tuple[str, int] = (host, int(port))
+        self.aet: str = self.listening["aet"]
+        self.datastore: str = self.listening["datastoreId"]
+
+    def _first_line(self) -> bytes:
+        assert self.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            line = self.process.stdout.readline() if selector.select(START_S) else b""
+        if not line:
+            self.kill()
+            raise AssertionError(f"the gateway did not start:\n{self.log.read_text()[-4000:]}")
+        return line
+
+    @property
+    def pid(self) -> int:
+        """Of the supervisor."""
+        return self.process.pid
+
+    def pids(self) -> dict[str, int]:
+        """Of the running processes, by role; the last started of each."""
+        started = (json.loads(line) for line in self.log.read_text().splitlines() if '"process_started"' in line)
+        return {line["process"]: line["pid"] for line in started}
+
+    def get(self, path: str, **more: Any) -> httpx.Response:
+        return httpx.get(self.http + path, timeout=30, **more)
+
+    def restarts(self, role: str) -> int:
+        count: int = self.get("/queue").json()["processes"][role]["restarts"]
+        return count
+
+    def wait_for_restart(self, role: str, beyond: int) -> None:
+        """Returns when `role` serves again, having been started again more than `beyond` times."""
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.HTTPError):
+                state = self.get("/queue").json()["processes"][role]
+                if state["up"] and state["restarts"] > beyond:
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"{role} was not started again:\n{self.log.read_text()[-4000:]}")
+
+    def stop(self) -> int:
+        """SIGTERM, if it still runs; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(STOP_S)
+        self._close()
+        return code
+
+    def kill(self) -> None:
+        """SIGKILL to the supervisor."""
+        self.process.kill()
+        self.process.wait()
+        self._close()
+
+    def restart(self) -> None:
+        """Starts again on the same folder and ports, after `stop` or `kill`."""
+        if self.process.poll() is None:
+            self.stop()
+        self._ports = (self.http.partition("//")[2], f"{self.dimse[0]}:{self.dimse[1]}")
+        self._start()
+
+    def _close(self) -> None:
+        if self.process.stdout is not None:
+            self.process.stdout.close()
