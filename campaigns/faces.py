@@ -18,6 +18,10 @@ INSTANCE, SERIES, STUDY = "00080018", "0020000E", "0020000D"
 class Unexpected(Exception):
     """An answer that no working gateway gives."""
 
+    def __init__(self, what: str, answer: httpx.Response) -> None:
+        super().__init__(f"{what} answered {answer.status_code}: {answer.text[:300]}")
+        self.status = answer.status_code
+
 
 @dataclass(frozen=True, slots=True)
 class Version:
@@ -60,7 +64,7 @@ class Faces:
             content=body + f"--{boundary}--\r\n".encode(),
         )
         if answer.status_code not in (200, 202, 409):
-            raise Unexpected(f"STOW answered {answer.status_code}: {answer.text[:300]}")
+            raise Unexpected("STOW", answer)
         items = answer.json().get("00081199", {}).get("Value", [])
         return {item["00081155"]["Value"][0] for item in items}
 
@@ -96,7 +100,7 @@ class Faces:
     def image_sets(self, study: str) -> list[dict[str, Any]]:
         """SearchImageSets by study, all pages."""
         criteria = {"filters": [{"values": [{"DICOMStudyInstanceUID": study}], "operator": "EQUAL"}]}
-        return self._pages("searchImageSets", "imageSetsMetadataSummaries", {"searchCriteria": criteria})
+        return self._pages("searchImageSets", "imageSetsMetadataSummaries", criteria)
 
     def image_set(self, image_set: str) -> dict[str, Any]:
         """GetImageSet."""
@@ -123,10 +127,15 @@ class Faces:
         return self._call(f"imageSet/{image_set}/getImageSetMetadata", {}, {"version": str(version)})
 
     def update(
-        self, image_set: str, latest: int, *, set: dict[str, Any] | None = None, revert: int | None = None,
+        self,
+        image_set: str,
+        latest: int,
+        *,
+        set: dict[str, Any] | None = None,
+        revert: int | None = None,
         study: bool = False,
     ) -> bool:
-        """UpdateImageSetMetadata; whether it was accepted: a conflict with others is an ordinary no."""
+        """UpdateImageSetMetadata; whether it was accepted: that others were first is an ordinary no."""
         if revert is not None:
             body: dict[str, Any] = {"revertToVersionId": str(revert)}
         else:
@@ -136,10 +145,10 @@ class Faces:
         if study:
             query["includeStudyImageSets"] = "true"
         answer = self._post(f"imageSet/{image_set}/updateImageSetMetadata", body, query)
-        if answer.status_code == 409:
+        if answer.status_code == 409 or (answer.status_code == 404 and "not the latest" in answer.text):
             return False
         if answer.status_code not in (200, 202):
-            raise Unexpected(f"UpdateImageSetMetadata answered {answer.status_code}: {answer.text[:300]}")
+            raise Unexpected("UpdateImageSetMetadata", answer)
         return True
 
     # operations
@@ -159,7 +168,7 @@ class Faces:
         if answer.status_code == 204:
             return httpx.Response(200, json=[])
         if answer.status_code != 200:
-            raise Unexpected(f"{path} answered {answer.status_code}: {answer.text[:300]}")
+            raise Unexpected(path, answer)
         return answer
 
     def _post(self, path: str, body: Any, query: dict[str, str]) -> httpx.Response:
@@ -171,7 +180,7 @@ class Faces:
     def _call(self, path: str, body: Any, query: dict[str, str] | None = None) -> dict[str, Any]:
         answer = self._post(path, body, query or {})
         if answer.status_code != 200:
-            raise Unexpected(f"{path.rpartition('/')[2]} answered {answer.status_code}: {answer.text[:300]}")
+            raise Unexpected(path.rpartition("/")[2], answer)
         found: dict[str, Any] = answer.json()
         return found
 

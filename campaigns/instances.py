@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.filewriter import dcmwrite
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLossless, RLELossless
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, JPEGLossless, RLELossless
 
 from tests.makers import data_set, uid
 
@@ -52,14 +52,14 @@ def make(
     made.AccessionNumber = f"A{study}"
     made.PatientID = f"P{study}"
     if syntax != NATIVE:
-        frame = _rle(image) if syntax == RLE else imagecodecs.ljpeg_encode(image, bitspersample=16)
+        frame = _rle(image) if syntax == RLE else bytes(imagecodecs.ljpeg_encode(image, bitspersample=16))
         made.PixelData = encapsulate([frame])
         made["PixelData"].VR = "OB"
         made["PixelData"].is_undefined_length = True
     made.file_meta = FileMetaDataset()
     made.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    made.file_meta.MediaStorageSOPInstanceUID = sop
-    made.file_meta.TransferSyntaxUID = syntax
+    made.file_meta.MediaStorageSOPInstanceUID = UID(sop)
+    made.file_meta.TransferSyntaxUID = UID(syntax)
     target = BytesIO()
     dcmwrite(target, made, enforce_file_format=True, implicit_vr=False, little_endian=True)
     return Instance(study_uid, series_uid, sop, syntax, target.getvalue(), image.tobytes())

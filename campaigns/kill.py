@@ -23,55 +23,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
-import psutil
+import psutil  # type: ignore[import-untyped,unused-ignore]
 
-from campaigns import invariants
-from campaigns.dimse import Association, Lost
+from campaigns import clients, invariants
+from campaigns.clients import Edit, Traffic
 from campaigns.faces import INSTANCE, SERIES, Faces, Unexpected, Version, value
-from campaigns.instances import LARGE, SYNTAXES, Instance, make
+from campaigns.instances import Instance, make
 from tests.running import RunningGateway
 
+_CLIENTS: Final = (
+    clients.associations,
+    clients.associations,
+    clients.stows,
+    clients.stows,
+    clients.edits,
+    clients.edits,
+)
 VICTIMS: Final = ("supervisor", "web", "dimse", "worker", "decoder")
 MEND_S: Final = 60.0
 """How long a gateway may take to have everything that it acknowledged in its searches."""
-_SERIES = 3
 _DECODER_S = 3.0
 """How long to wait for a decode process to kill: the first compressed instance starts one."""
-_GONE = (httpx.HTTPError, Lost, OSError)
-"""What a client meets when the process that it talks to dies."""
-
-
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """An accepted update: the version that it promises, and what that version should say."""
-
-    image_set: str
-    version: int
-    level: str
-    text: str | None
-    """Of the level's description; None for a revert."""
-    revert: int | None = None
-
-
-@dataclass(slots=True)
-class Traffic:
-    """What the clients of one point sent, and what the gateway promised them."""
-
-    sent: dict[str, Instance] = field(default_factory=dict)
-    acknowledged: set[str] = field(default_factory=set)
-    edits: list[Edit] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    """Answers that no working gateway gives."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def sending(self, instance: Instance) -> None:
-        with self.lock:
-            self.sent[instance.sop] = instance
-
-    def promised(self, sops: Sequence[str]) -> None:
-        with self.lock:
-            self.acknowledged.update(sops)
 
 
 @dataclass(slots=True)
@@ -167,21 +139,16 @@ class Campaign:
     def _point(self, number: int, victim: str) -> Point:
         traffic = Traffic()
         stop = threading.Event()
-        clients = [
-            threading.Thread(target=work, args=(self._gateway, traffic, stop, self._seed, number, place), daemon=True)
-            for place, work in enumerate((_associations, _associations, _stows, _stows, _edits))
-        ]
-        for client in clients:
-            client.start()
-        time.sleep(self._random.uniform(0.1, 1.5))
+        self._send_quiet_series(traffic, number)
+        threads = clients.start(_CLIENTS, self._gateway, traffic, stop, self._seed, number)
+        time.sleep(self._random.uniform(0.1, 2.0))
         victim, died = self._kill(victim)
+        if number % 5:
+            time.sleep(self._random.uniform(0.0, 0.5))
+            stop.set()
         ready_s = self._mended(victim, died)
-        time.sleep(self._random.uniform(0.0, 0.3))
         stop.set()
-        for client in clients:
-            client.join(MEND_S)
-        half_visible = [f"client {place} hangs" for place, client in enumerate(clients) if client.is_alive()]
-        half_visible += traffic.refused
+        half_visible = clients.join(threads, MEND_S) + traffic.refused
         with Faces(self._gateway) as faces:
             studies = sorted({one.study for one in traffic.sent.values()})
             lost, late = self._settled(faces, traffic, studies)
@@ -200,6 +167,13 @@ class Campaign:
         return Point(
             number, victim, ready_s, complete_s, acknowledged, edits, failed, lost, duplicated, half_visible
         )
+
+    def _send_quiet_series(self, traffic: Traffic, point: int) -> None:
+        instances = [make(self._seed, point, clients.QUIET_SERIES, number) for number in (1, 2)]
+        for instance in instances:
+            traffic.sending(instance)
+        with Faces(self._gateway) as faces:
+            traffic.promised(sorted(faces.stow(instances)))
 
     # ------------------------------------------------------------ killing and mending
 
@@ -236,7 +210,7 @@ class Campaign:
             time.sleep(0.05)  # the supervisor hears of a death at once; a decode process has nobody to wait for
         with Faces(self._gateway) as faces:
             if not _until(lambda: self._is_up(faces), MEND_S):
-                raise Unexpected(f"the gateway does not mend:\n{self._gateway.log.read_text()[-3000:]}")
+                raise AssertionError(f"the gateway does not mend:\n{self._gateway.log.read_text()[-3000:]}")
         return time.monotonic() - died
 
     def _is_up(self, faces: Faces) -> bool:
@@ -269,127 +243,6 @@ class Campaign:
         if not missing and not locked:
             late.append(f"work still in the queue after {MEND_S:g} s: {faces.queue()['work']}")
         return [f"lost: {sop} ({traffic.sent[sop].syntax})" for sop in sorted(missing)], late
-
-
-# ---------------------------------------------------------------- clients
-
-
-def _instances(seed: int, point: int, client: int) -> Iterator[Instance]:
-    """Without end: three series that all clients share, all syntaxes, a large one now and then."""
-    choice = random.Random(f"{seed} {point} {client}")
-    number = 0
-    while True:
-        number += 1
-        place = client * 100_000 + number
-        if client == 0 and number == 4 and point % 4 == 1:
-            yield make(seed, point, _SERIES + 1, place, shape=LARGE)
-        else:
-            syntax = choice.choices(SYNTAXES, (4, 1, 1))[0]
-            yield make(seed, point, choice.randint(1, _SERIES), place, syntax)
-
-
-def _associations(
-    gateway: RunningGateway, traffic: Traffic, stop: threading.Event, seed: int, point: int, client: int
-) -> None:
-    """A modality: association after association; what was not acknowledged is sent again."""
-    choice = random.Random(f"{seed} {point} {client} associations")
-    source = _instances(seed, point, client)
-    again: list[Instance] = []
-    while not stop.is_set():
-        batch = again + [next(source) for _ in range(choice.randint(1, 12))]
-        again = []
-        association: Association | None = None
-        try:
-            association = Association(gateway.dimse, gateway.aet)
-            while batch:
-                traffic.sending(batch[0])
-                status = association.store(batch[0])
-                if status == 0:
-                    traffic.promised([batch[0].sop])
-                else:
-                    traffic.refused.append(f"C-STORE answered {status:04X} ({batch[0].syntax})")
-                batch.pop(0)
-            association.release()
-        except _GONE:
-            if association is not None:
-                association.close()
-            again = batch
-            stop.wait(0.05)
-
-
-def _stows(
-    gateway: RunningGateway, traffic: Traffic, stop: threading.Event, seed: int, point: int, client: int
-) -> None:
-    """A STOW-RS client; a batch that got no answer is sent again."""
-    choice = random.Random(f"{seed} {point} {client} stows")
-    source = _instances(seed, point, client)
-    batch: list[Instance] = []
-    with Faces(gateway) as faces:
-        while not stop.is_set():
-            batch = batch or [next(source) for _ in range(choice.randint(1, 8))]
-            for instance in batch:
-                traffic.sending(instance)
-            try:
-                stored = faces.stow(batch)
-            except _GONE:
-                stop.wait(0.05)
-                continue
-            except Unexpected as answer:
-                if " 503" not in str(answer):
-                    traffic.refused.append(str(answer))
-                stop.wait(0.05)
-                continue
-            traffic.promised(sorted(stored))
-            traffic.refused += [f"STOW refused {one.sop} ({one.syntax})" for one in batch if one.sop not in stored]
-            batch = []
-
-
-def _edits(
-    gateway: RunningGateway, traffic: Traffic, stop: threading.Event, seed: int, point: int, client: int
-) -> None:
-    """Somebody who describes the series and the study anew, and now and then goes back to an older version."""
-    choice = random.Random(f"{seed} {point} {client} edits")
-    count = 0
-    with Faces(gateway) as faces:
-        while not stop.is_set():
-            try:
-                stop.wait(0.02)
-                with traffic.lock:
-                    study = next((one.study for one in traffic.sent.values()), "")
-                sets = faces.image_sets(study) if study else []
-                if not sets:
-                    continue
-                image_set = choice.choice(sorted(one["imageSetId"] for one in sets))
-                state = faces.image_set(image_set)
-                latest = int(state["versionId"])
-                if state["imageSetState"] == "LOCKED":
-                    continue
-                count += 1
-                text = f"edit {point} {count}"
-                kind = choice.choice(("series", "series", "study", "revert"))
-                if kind == "revert" and latest > 2:
-                    back = choice.randint(1, latest - 1)
-                    accepted = faces.update(image_set, latest, revert=back)
-                    edit = Edit(image_set, latest + 1, "Series", None, back)
-                elif kind == "study":
-                    accepted = faces.update(
-                        image_set, latest, set={"Study": {"DICOM": {"StudyDescription": text}}}, study=True
-                    )
-                    edit = Edit(image_set, latest + 1, "Study", text)
-                else:
-                    series = _series_of(faces.document(image_set, latest))
-                    document = {"Study": {"Series": {series: {"DICOM": {"SeriesDescription": text}}}}}
-                    accepted = faces.update(image_set, latest, set=document)
-                    edit = Edit(image_set, latest + 1, "Series", text)
-                if accepted:
-                    with traffic.lock:
-                        traffic.edits.append(edit)
-            except _GONE:
-                stop.wait(0.05)
-            except Unexpected as answer:
-                # 409: in progress; 503: the database is busy mending. Everything else is wrong.
-                if not any(f" {code}:" in str(answer) for code in (409, 503)):
-                    traffic.refused.append(str(answer))
 
 
 # ---------------------------------------------------------------- looking
@@ -481,7 +334,7 @@ def _until(done: Any, patience_s: float) -> bool:
     """Asks until it is so; False after `patience_s`. Errors of a mending gateway count as no."""
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
-        with contextlib.suppress(*_GONE, Unexpected):
+        with contextlib.suppress(*clients.GONE, Unexpected):
             if done():
                 return True
         time.sleep(0.02)

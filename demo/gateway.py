@@ -2,7 +2,7 @@
 
 import json
 import os
-import selectors
+import select
 import shutil
 import subprocess
 import sys
@@ -14,8 +14,7 @@ from types import TracebackType
 from .screen import NotAsItShouldBe
 
 ROOT = Path(__file__).parents[1]
-_START_S = 60.0
-_STOP_S = 20.0
+_STOP_S = 25.0
 
 
 def ours() -> list[str]:
@@ -30,18 +29,13 @@ def environment() -> dict[str, str]:
 
 
 class Gateway:
-    """Runs inside a `with`; folder and processes are gone after it."""
+    """Runs inside a `with`, started at its beginning; folder and processes are gone after it."""
 
     def __enter__(self) -> "Gateway":
         self.folder = Path(tempfile.mkdtemp(prefix="imageset-gateway-demo-"))
         self.log = self.folder / "log"
-        self._process: subprocess.Popen[bytes] | None = None
-        return self
-
-    def start(self) -> None:
-        """Returns when both listeners accept. Raises NotAsItShouldBe."""
         flags = ["--data", str(self.folder / "data"), "--http", "127.0.0.1:0", "--dimse", "127.0.0.1:0"]
-        began = time.monotonic()
+        self.began = time.monotonic()
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [*ours(), "serve", *flags],
@@ -51,38 +45,41 @@ class Gateway:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for the demonstration, which then ends the gateway in good order
             )
+        return self
+
+    def listens(self) -> bool:
+        """Whether both listeners accept; from then on it is known where. Raises NotAsItShouldBe when it has ended."""
         assert self._process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            line = self._process.stdout.readline() if selector.select(_START_S) else b""
+        if not select.select([self._process.stdout], [], [], 0)[0]:
+            return False
+        line = self._process.stdout.readline()
         if not line:
-            raise NotAsItShouldBe(f"the gateway has not said within {_START_S:g} s that it listens")
-        self.start_s = time.monotonic() - began
+            raise NotAsItShouldBe(f"the gateway serves; it ended with exit code {self._process.wait()}")
         listening = json.loads(line)
         self.http: str = listening["http"]
         self.dimse: str = listening["dimse"]
         self.aet: str = listening["aet"]
         self.datastore: str = listening["datastoreId"]
+        return True
 
     def last_words(self) -> list[str]:
-        """The end of the log, for who has to find out why a step failed."""
-        return self.log.read_text(errors="replace").splitlines()[-8:] if self.log.exists() else []
+        """What the log complains of, for who has to find out why a step failed."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        return [line for line in lines if '"level":"info"' not in line][-8:]
 
     def wait(self) -> None:
         """Returns when the gateway has ended by itself."""
-        assert self._process is not None
         self._process.wait()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(_STOP_S + 5)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            assert self._process.stdout is not None
-            self._process.stdout.close()
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -9,17 +9,18 @@ import httpx
 from pydicom.dataset import Dataset
 from pynetdicom import AE
 from pynetdicom.association import Association
-from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind
 
 from .screen import NotAsItShouldBe
 from .series import Sample
 
 CALLING = "DEMO_CT"
+_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+"""Study Root Query/Retrieve Information Model - FIND."""
 
 
 def c_store(address: str, called: str, sample: Sample, sent: Callable[[], None]) -> list[int]:
     """Sends a series in one association, in the transfer syntax of its files; the status of each (PS3.4 B)."""
-    association = _associate(address, called, str(sample.first.SOPClassUID), [str(sample.syntax)])
+    association = _associate(address, called, str(sample.one.SOPClassUID), [str(sample.syntax)])
     statuses = []
     try:
         for path in sample.files:
@@ -32,18 +33,18 @@ def c_store(address: str, called: str, sample: Sample, sent: Callable[[], None])
 
 def c_find(address: str, called: str, **keys: str) -> list[Dataset]:
     """The matches of a C-FIND at study level, Study Root (PS3.4 C)."""
-    association = _associate(address, called, StudyRootQueryRetrieveInformationModelFind)
+    association = _associate(address, called, _FIND)
     identifier = Dataset()
     identifier.QueryRetrieveLevel = "STUDY"
     for keyword, value in keys.items():
         setattr(identifier, keyword, value)
     try:
-        answers = list(association.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind))
+        answers = list(association.send_c_find(identifier, _FIND))
     finally:
         association.release()
     if not answers or answers[-1][0].Status != 0:
         raise NotAsItShouldBe("the C-FIND ends with status 0000")
-    return [found for _, found in answers[:-1]]
+    return [found for _, found in answers if found is not None]
 
 
 def stow(http: httpx.Client, files: Sequence[Path], sent: Callable[[], None]) -> httpx.Response:

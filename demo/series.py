@@ -17,8 +17,8 @@ class Sample:
     """One series on disk, all of one study."""
 
     files: list[Path]
-    first: FileDataset
-    """The first file, read whole."""
+    one: FileDataset
+    """The file in the middle, read whole."""
 
     @property
     def bytes(self) -> int:
@@ -26,23 +26,23 @@ class Sample:
 
     @property
     def study(self) -> str:
-        return str(self.first.StudyInstanceUID)
+        return str(self.one.StudyInstanceUID)
 
     @property
     def series(self) -> str:
-        return str(self.first.SeriesInstanceUID)
+        return str(self.one.SeriesInstanceUID)
 
     @property
     def patient(self) -> str:
-        return str(self.first.PatientName)
+        return str(self.one.PatientName)
 
     @property
     def syntax(self) -> UID:
-        return UID(self.first.file_meta.TransferSyntaxUID)
+        return UID(self.one.file_meta.TransferSyntaxUID)
 
     def __str__(self) -> str:
-        first = self.first
-        return f"{len(self.files)} {first.Modality} images, {first.Rows} x {first.Columns}, {self.syntax.name}"
+        one = self.one
+        return f"{len(self.files)} {one.Modality} images, {one.Rows} x {one.Columns}, {self.syntax.name}"
 
 
 def samples(environ: Mapping[str, str] = os.environ) -> tuple[Sample, Sample]:
@@ -56,4 +56,4 @@ def samples(environ: Mapping[str, str] = os.environ) -> tuple[Sample, Sample]:
 
 def _read(folder: Path) -> Sample:
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    return Sample(files, pydicom.dcmread(files[0]))
+    return Sample(files, pydicom.dcmread(files[len(files) // 2]))

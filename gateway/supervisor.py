@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import sysconfig
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -125,7 +126,9 @@ class Role:
         with link.makefile("rb", buffering=0) as lines:
             orders = orjson.loads(lines.readline())
         listener = None if orders["listener"] is None else socket.socket(fileno=orders["listener"])
-        return cls(Settings.model_validate(orders["settings"]), listener, link, orders["dimse"])
+        role = cls(Settings.model_validate(orders["settings"]), listener, link, orders["dimse"])
+        role.processes = orders["processes"]
+        return role
 
     @property
     def is_supervised(self) -> bool:
@@ -190,9 +193,8 @@ class _Child:
 class Supervisor:
     """Keeps the processes of one data folder running."""
 
-    def __init__(self, settings: Settings, command: Sequence[str] = (sys.executable, "-m", "gateway")) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._command = command
         self._http = bind(settings.http.listen, "--http")
         try:
             self._dimse = bind(settings.dimse.listen, "--dimse")
@@ -205,7 +207,7 @@ class Supervisor:
             _Child("dimse", "dimse", self._dimse),
             *(_Child(role, "worker", None) for role in workers),
         ]
-        self._environment = dict(os.environ)
+        self._environment = _environment()
         share_metrics(settings.data, self._environment)
         for stale in (settings.data / "run" / "metrics").glob("*.db"):
             stale.unlink(missing_ok=True)
@@ -256,8 +258,7 @@ class Supervisor:
         descriptors = [theirs.fileno()] + ([] if child.listener is None else [child.listener.fileno()])
         # A session of its own: Ctrl-C reaches the supervisor alone, and what a process leaves behind can be ended.
         process = await asyncio.create_subprocess_exec(
-            *self._command,
-            child.kind,
+            *(sys.executable, "-P", "-m", "gateway", child.kind),
             "--link",
             str(theirs.fileno()),
             stdin=asyncio.subprocess.DEVNULL,
@@ -274,6 +275,7 @@ class Supervisor:
             "settings": orjson.Fragment(self._settings.to_json()),
             "listener": listener,
             "dimse": str(bound_address(self._dimse)),
+            "processes": self._states(),
         }
         child.link.write(orjson.dumps(orders) + b"\n")
         try:
@@ -296,10 +298,13 @@ class Supervisor:
 
     def _tell(self) -> None:
         """Every process learns the state of all."""
-        states = {child.role: {"up": int(child.up), "restarts": child.restarts} for child in self._children}
+        states = self._states()
         for child in self._children:
             if child.link is not None:
                 child.link.write(orjson.dumps({"processes": states}) + b"\n")
+
+    def _states(self) -> dict[str, dict[str, float]]:
+        return {child.role: {"up": int(child.up), "restarts": child.restarts} for child in self._children}
 
     def _announce(self) -> None:
         """The listening line, once: both listeners serve, and `/readyz` knows it."""
@@ -321,6 +326,15 @@ class Supervisor:
         self._dimse.close()
         await _end([child for child in self._children if child.kind != "worker"], SURFACE_DRAIN_S + _GRACE_S)
         await _end([child for child in self._children if child.kind == "worker"], WORKER_DRAIN_S + _GRACE_S)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, in which a child finds the very package that we are, not one that happens to lie in the working folder."""
+    environment = dict(os.environ)
+    root = str(Path(__file__).parents[1])
+    if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    return environment
 
 
 def http_url(settings: Settings, listener: socket.socket) -> str:

@@ -315,7 +315,7 @@ def create_datastore(database: Database, name: str | None, client_token: str | N
             {"datastore_pk": row.pk, "seq": 0, "n_studies": 0, "n_series": 0, "n_instances": 0, "last_at": 0},
         )
         if client_token is not None:
-            connection.execute(insert_or_keep(connection, k), {**token, "answer": datastore_id})
+            insert_or_keep(connection.dialect.name, k).run(connection, {**token, "answer": datastore_id})
     return _datastore(row)
 
 

@@ -6,7 +6,10 @@ import sqlalchemy as sa
 
 from adapters.embedded.chunks import Chunk
 from adapters.sql import tables as t
-from adapters.sql.database import insert_or_keep
+from adapters.sql.database import Statement, insert_or_keep
+
+_FIND = Statement(sa.select(t.doc.c.pk).where(t.doc.c.digest == sa.bindparam("digest")))
+_BODY = Statement(sa.select(t.doc.c.body, t.doc.c.plain, t.doc.c.crc).where(t.doc.c.pk == sa.bindparam("pk")))
 
 
 def put_json(connection: sa.Connection, text: bytes) -> int:
@@ -20,26 +23,23 @@ def put_chunk(connection: sa.Connection, chunk: Chunk) -> int:
 
 
 def _put(connection: sa.Connection, digest: bytes, body: bytes, plain: int, crc: int) -> int:
-    found = connection.execute(sa.select(t.doc.c.pk).where(t.doc.c.digest == digest)).scalar()
+    found = _FIND.scalar(connection, {"digest": digest})
     if found is None:
-        found = connection.execute(
-            insert_or_keep(connection, t.doc).returning(t.doc.c.pk),
-            {"digest": digest, "body": body, "plain": plain, "crc": crc},
-        ).scalar()
+        row = {"digest": digest, "body": body, "plain": plain, "crc": crc}
+        found = insert_or_keep(connection.dialect.name, t.doc).scalar(connection, row)
         if found is None:  # another transaction stored the same document just now
-            found = connection.execute(sa.select(t.doc.c.pk).where(t.doc.c.digest == digest)).scalar_one()
+            found = _FIND.scalar(connection, {"digest": digest})
     return int(found)
 
 
 def get_json(connection: sa.Connection, pk: int | None) -> bytes | None:
     if pk is None:
         return None
-    body: bytes = connection.execute(sa.select(t.doc.c.body).where(t.doc.c.pk == pk)).scalar_one()
-    return bytes(body)
+    return bytes(_BODY.scalar(connection, {"pk": pk}))
 
 
 def get_chunk(connection: sa.Connection, pk: int) -> Chunk:
-    body, plain, crc = connection.execute(
-        sa.select(t.doc.c.body, t.doc.c.plain, t.doc.c.crc).where(t.doc.c.pk == pk)
-    ).one()
+    row = _BODY.run(connection, {"pk": pk}).fetchone()
+    assert row is not None
+    body, plain, crc = row
     return Chunk(bytes(body), plain, crc)

@@ -14,7 +14,7 @@ from adapters.embedded.processes import Presence
 from adapters.embedded.publishing import unpack_outcomes
 from adapters.embedded.times import from_ms
 from adapters.sql import tables as t
-from adapters.sql.database import Database, now_ms
+from adapters.sql.database import Database, Statement, now_ms
 from adapters.sql.queue import enqueue
 from gateway.domain.errors import NotFound
 from gateway.domain.ids import DatastoreId, JobId, new_id
@@ -24,6 +24,14 @@ from gateway.ports import SpoolStaging
 log = structlog.get_logger("gateway.intake")
 
 _LOOK_AGAIN_S = 0.5
+
+_INSERT_JOB = Statement(sa.insert(t.job).returning(t.job.c.pk))
+_INSERT_SEGMENTS = Statement(sa.insert(t.job_segment))
+_JOB_BY_ID = (
+    sa.select(t.job, t.datastore.c.id.label("datastore"))
+    .join(t.datastore, t.datastore.c.pk == t.job.c.datastore_pk)
+    .where(t.job.c.id == sa.bindparam("job_id"))
+)
 
 
 class JobIntake:
@@ -80,8 +88,8 @@ def insert_job(
 ) -> None:
     """The job, its segments and its work item, in the caller's transaction."""
     origin = items[0].origin
-    job_pk = connection.execute(
-        sa.insert(t.job).returning(t.job.c.pk),
+    job_pk = _INSERT_JOB.scalar(
+        connection,
         {
             "id": job_id,
             "datastore_pk": datastore_pk,
@@ -94,12 +102,13 @@ def insert_job(
             "principal": origin.principal,
             "staged": pack_items(items),
         },
-    ).scalar_one()
-    connection.execute(
-        sa.insert(t.job_segment),
+    )
+    _INSERT_SEGMENTS.run_each(
+        connection,
         [{"segment": segment, "job_pk": job_pk} for segment in sorted({item.segment for item in items})],
     )
-    enqueue(connection, "import", {"job": job_pk, "instances": len(items)})
+    subject = {"job": job_pk, "id": job_id, "source": source, "instances": len(items)}
+    enqueue(connection, "import", subject)
 
 
 def pack_items(items: Sequence[Staged]) -> bytes:
@@ -114,11 +123,7 @@ def unpack_items(data: bytes) -> list[tuple[str, int, int]]:
 def read_job(database: Database, job: JobId, *, with_outcomes: bool = False) -> JobResult:
     """Raises NotFound."""
     with database.read() as connection:
-        row = connection.execute(
-            sa.select(t.job, t.datastore.c.id.label("datastore"))
-            .join(t.datastore, t.datastore.c.pk == t.job.c.datastore_pk)
-            .where(t.job.c.id == job)
-        ).first()
+        row = connection.execute(_JOB_BY_ID, {"job_id": job}).first()
     if row is None:
         raise NotFound("There is no import job with this id.")
     outcomes = unpack_outcomes(row.outcomes) if with_outcomes and row.outcomes else []
@@ -195,6 +200,7 @@ def _submit_rest(
                 pk = datastore_pk(items[0].origin.datastore)
             except NotFound:
                 log.warning("spool.store_deleted", segment=segment, instances=len(items))
+                rest = [frame for frame in rest if frame not in items]
                 continue
             insert_job(connection, pk, JobId(new_id()), items, source=items[0].origin.source)
     if rest:

@@ -495,7 +495,7 @@ class _Instances(Mapping[str, "_Content"]):
             "crc": chunk.crc,
         }
         o = t.overlay
-        pk = self._connection.execute(insert_or_keep(self._connection, o).returning(o.c.pk), row).scalar()
+        pk = insert_or_keep(self._connection.dialect.name, o).scalar(self._connection, row)
         if pk is None:
             pk = self._connection.execute(sa.select(o.c.pk).where(o.c.digest == row["digest"])).scalar_one()
         return int(pk)
@@ -523,9 +523,8 @@ class _Content:
 
 def _lock(connection: sa.Connection, image_set_pk: int, work_pk: int) -> None:
     """Raises Locked when another operation holds the image set."""
-    # What the statement returns tells whether it inserted: its row count is not known on every driver.
-    lock = insert_or_keep(connection, t.set_lock).returning(t.set_lock.c.image_set_pk)
-    if connection.execute(lock, {"image_set_pk": image_set_pk, "work_pk": work_pk}).first() is None:
+    row = {"image_set_pk": image_set_pk, "work_pk": work_pk}
+    if insert_or_keep(connection.dialect.name, t.set_lock).scalar(connection, row) is None:
         raise Locked()
 
 

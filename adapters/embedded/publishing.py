@@ -17,7 +17,7 @@ from adapters.embedded.chunks import deflate
 from adapters.embedded.preparing import Packs, Prepared, PreparedPixel
 from adapters.sql import index
 from adapters.sql import tables as t
-from adapters.sql.database import Database, insert_or_keep, now_ms
+from adapters.sql.database import Database, Statement, insert_or_keep, now_ms
 from adapters.sql.queue import WorkItem, WorkQueue
 from gateway.domain import metadata
 from gateway.domain.edits import Overlay
@@ -27,6 +27,83 @@ from gateway.domain.model import ImageSetState, JobStatus, Outcome, Workflow
 from gateway.domain.query import SERIES_BESIDE, hexadecimal
 
 DUPLICATE = 0x0111
+
+# Statements of the publishing path are made once: building one costs as much as running it.
+_FIND_PIXEL = Statement(
+    sa.select(t.pixel.c.pk).where(
+        t.pixel.c.datastore_pk == sa.bindparam("datastore_pk"), t.pixel.c.digest == sa.bindparam("digest")
+    )
+)
+_INSERT_RECORD = Statement(sa.insert(t.record).returning(t.record.c.pk))
+_INSERT_MEMBERS = Statement(sa.insert(t.member))
+_CLOSE_MEMBERS = (
+    sa.update(t.member).where(t.member.c.pk.in_(sa.bindparam("pks", expanding=True))).values(v_to=sa.bindparam("until"))
+)
+_LIVE_MEMBERS = (
+    sa.select(t.member.c.sop_uid, t.member.c.pk, t.record.c.identity, sa.func.coalesce(t.pixel.c.n_frames, 0))
+    .join(t.record, t.record.c.pk == t.member.c.record_pk)
+    .outerjoin(t.pixel, t.pixel.c.pk == t.record.c.pixel_pk)
+    .where(
+        t.member.c.image_set_pk == sa.bindparam("set_pk"),
+        t.member.c.v_to == t.END,
+        t.member.c.sop_uid.in_(sa.bindparam("sop_uids", expanding=True)),
+    )
+)
+_PRIMARY = sa.select(t.image_set.c.pk).where(
+    t.image_set.c.datastore_pk == sa.bindparam("datastore_pk"),
+    t.image_set.c.is_primary,
+    t.image_set.c.state != ImageSetState.DELETED,
+)
+_PRIMARY_OF_SERIES = Statement(_PRIMARY.where(t.image_set.c.series_uid == sa.bindparam("series_uid")))
+_PRIMARY_OF_STUDY = Statement(_PRIMARY.where(t.image_set.c.study_uid == sa.bindparam("study_uid")).limit(1))
+_LOCKS = sa.select(t.set_lock.c.image_set_pk).where(
+    t.set_lock.c.image_set_pk.in_(sa.bindparam("set_pks", expanding=True))
+)
+_NEW_SET = Statement(sa.insert(t.image_set).returning(t.image_set.c.pk))
+_STATE = Statement(
+    sa.select(
+        t.image_set.c.id,
+        t.image_set.c.datastore_pk,
+        t.image_set.c.is_primary,
+        t.image_set.c.study_uid,
+        t.image_set.c.series_uid,
+        t.image_set.c.latest,
+        t.image_set.c.n_instances,
+        t.image_set.c.n_frames,
+        t.image_set.c.created_at,
+        t.version.c.levels_doc,
+        t.version.c.overlay_doc,
+        t.version.c.head_doc,
+        t.set_index.c.attrs,
+    )
+    .join(
+        t.version,
+        sa.and_(t.version.c.image_set_pk == t.image_set.c.pk, t.version.c.version == t.image_set.c.visible),
+    )
+    .outerjoin(t.set_index, t.set_index.c.image_set_pk == t.image_set.c.pk)
+    .where(t.image_set.c.pk == sa.bindparam("set_pk"))
+)
+_GROW_BLOB = Statement(
+    sa.update(t.blob)
+    .where(t.blob.c.name == sa.bindparam("blob_name"))
+    .values(size=sa.case((t.blob.c.size > sa.bindparam("at_least"), t.blob.c.size), else_=sa.bindparam("at_least")))
+    .returning(t.blob.c.pk)
+)
+_feed = t.datastore_seq.c
+_NEXT_NUMBERS = Statement(
+    sa.update(t.datastore_seq)
+    .where(_feed.datastore_pk == sa.bindparam("store_pk"))
+    .values(
+        seq=_feed.seq + sa.bindparam("count"),
+        # The feed's times never fall, whatever the clock does.
+        last_at=sa.case((_feed.last_at > sa.bindparam("now"), _feed.last_at), else_=sa.bindparam("now")),
+    )
+    .returning(_feed.seq, _feed.last_at)
+)
+_INSERT_VERSION = Statement(sa.insert(t.version))
+_SHOW_SET = Statement(sa.update(t.image_set).where(t.image_set.c.pk == sa.bindparam("set_pk")))
+_INSERT_CHANGE = Statement(sa.insert(t.change))
+_END_JOB = Statement(sa.update(t.job).where(t.job.c.pk == sa.bindparam("job_pk")))
 
 Resent = Literal["version", "always", "reject"]
 
@@ -96,10 +173,6 @@ class Publication:
     """False when the row was made as the operation was accepted."""
 
 
-class Locked(Exception):
-    """An image set that this job must wait for."""
-
-
 def publish_imports(
     database: Database, queue: WorkQueue, batches: Sequence[ImportBatch], packs: Packs, resent: Resent
 ) -> list[ImportBatch]:
@@ -120,11 +193,10 @@ def publish_imports(
         publisher = _Publisher(connection, resent)
         publisher.store_blobs(packs, prepared)
         for batch in batches:
-            if publisher.is_locked(batch):
+            if publisher.add(batch):
+                queue.finish(connection, batch.item)
+            else:
                 waiting.append(batch)
-                continue
-            queue.finish(connection, batch.item)
-            publisher.add(batch)
         number(connection, publisher.publications)
     return waiting
 
@@ -149,9 +221,7 @@ class _Publisher:
             self._blobs[name] = store_blob(self._connection, name, size, at)
 
     def _pixel(self, datastore_pk: int, pixel: PreparedPixel) -> int:
-        found = self._connection.execute(
-            sa.select(t.pixel.c.pk).where(t.pixel.c.datastore_pk == datastore_pk, t.pixel.c.digest == pixel.digest)
-        ).scalar()
+        found = _FIND_PIXEL.scalar(self._connection, {"datastore_pk": datastore_pk, "digest": pixel.digest})
         if found is not None:
             return int(found)
         row = {
@@ -167,7 +237,7 @@ class _Publisher:
             "n_frames": pixel.frames,
             "frames": pixel.table,
         }
-        made = self._connection.execute(insert_or_keep(self._connection, t.pixel).returning(t.pixel.c.pk), row).scalar()
+        made = insert_or_keep(self._connection.dialect.name, t.pixel).scalar(self._connection, row)
         return int(made) if made is not None else self._pixel(datastore_pk, pixel)
 
     def _records(self, batch: ImportBatch, prepared: Sequence[Prepared], at: int) -> list[int]:
@@ -198,33 +268,12 @@ class _Publisher:
             }
             for p in prepared
         ]
-        result = self._connection.execute(
-            sa.insert(t.record).returning(t.record.c.pk, sort_by_parameter_order=True), rows
-        )
-        return [int(pk) for (pk,) in result]
+        return [int(_INSERT_RECORD.scalar(self._connection, row)) for row in rows]
 
     # ------------------------------------------------------------ grouping
 
-    def is_locked(self, batch: ImportBatch) -> bool:
-        """Whether an operation holds a primary image set of its series or studies: what it is about to make of the
-        grouping elements decides where the instances belong."""
-        keys = [p.key for p in batch.results if isinstance(p, Prepared)]
-        s = t.image_set
-        query = (
-            sa.select(t.set_lock.c.image_set_pk)
-            .join(s, s.c.pk == t.set_lock.c.image_set_pk)
-            .where(s.c.datastore_pk == batch.datastore_pk, s.c.is_primary)
-        )
-        return any(
-            self._connection.execute(query.where(column.in_(some)).limit(1)).first() is not None
-            for column, uids in (
-                (s.c.series_uid, {key.series_uid for key in keys}),
-                (s.c.study_uid, {key.study_uid for key in keys}),
-            )
-            for some in _slices(sorted(uids))
-        )
-
-    def add(self, batch: ImportBatch) -> None:
+    def add(self, batch: ImportBatch) -> bool:
+        """Takes a job up; False, with nothing written, where it must wait for a locked image set."""
         at = now_ms()
         outcomes: list[Outcome | None] = [r if isinstance(r, Outcome) else None for r in batch.results]
         groups: dict[GroupKey, list[tuple[int, Prepared]]] = {}
@@ -232,6 +281,9 @@ class _Publisher:
             if isinstance(result, Prepared):
                 groups.setdefault(result.key, []).append((position, result))
         studies, series = self._existing(batch, groups)
+        primaries = [int(primary.image_set) for primary in series.values()]
+        if any(self._connection.execute(_LOCKS, {"set_pks": some}).first() for some in _slices(primaries)):
+            return False
         for assignment in assign(groups, studies, series):
             instances = groups[assignment.key]
             if assignment.target == "merge":
@@ -257,24 +309,23 @@ class _Publisher:
                     },
                 )
         self._end_job(batch, [outcome for outcome in outcomes if outcome is not None], at)
+        return True
 
     def _existing(self, batch: ImportBatch, keys: Iterable[GroupKey]) -> tuple[dict[str, GroupKey], dict[str, Primary]]:
         """The grouping elements of the primaries that these groups could meet."""
         studies: dict[str, GroupKey] = {}
         series: dict[str, Primary] = {}
-        s = t.image_set
-        base = sa.select(s.c.pk).where(
-            s.c.datastore_pk == batch.datastore_pk, s.c.is_primary, s.c.state != ImageSetState.DELETED
-        )
         for key in keys:
+            which = {"datastore_pk": batch.datastore_pk, "series_uid": key.series_uid}
             if key.series_uid not in series:
-                pk = self._connection.execute(base.where(s.c.series_uid == key.series_uid)).scalar()
+                pk = _PRIMARY_OF_SERIES.scalar(self._connection, which)
                 if pk is not None:
                     state = self._load(pk, batch)
                     series[key.series_uid] = Primary(str(pk), key_of(state.shown()))
                     studies.setdefault(state.study_uid, series[key.series_uid].key)
             if key.study_uid not in studies:
-                pk = self._connection.execute(base.where(s.c.study_uid == key.study_uid).limit(1)).scalar()
+                which = {"datastore_pk": batch.datastore_pk, "study_uid": key.study_uid}
+                pk = _PRIMARY_OF_STUDY.scalar(self._connection, which)
                 if pk is not None:
                     studies[key.study_uid] = key_of(self._load(pk, batch).shown())
         return studies, series
@@ -358,16 +409,10 @@ class _Publisher:
         return state
 
     def _live(self, state: SetState, sop_uids: Sequence[str]) -> dict[str, tuple[int, bytes, int]]:
-        m, r, x = t.member, t.record, t.pixel
         live: dict[str, tuple[int, bytes, int]] = {}
         for some in _slices(sop_uids):
-            query = (
-                sa.select(m.c.sop_uid, m.c.pk, r.c.identity, sa.func.coalesce(x.c.n_frames, 0))
-                .join(r, r.c.pk == m.c.record_pk)
-                .outerjoin(x, x.c.pk == r.c.pixel_pk)
-                .where(m.c.image_set_pk == state.pk, m.c.v_to == t.END, m.c.sop_uid.in_(some))
-            )
-            for sop_uid, pk, identity, frames in self._connection.execute(query):
+            rows = self._connection.execute(_LIVE_MEMBERS, {"set_pk": state.pk, "sop_uids": some})
+            for sop_uid, pk, identity, frames in rows:
                 live[sop_uid] = (pk, bytes(identity), frames)
         return live
 
@@ -390,10 +435,10 @@ class _Publisher:
         state.latest += 1
         replaced = [live[p.sop_uid] for p in prepared if p.sop_uid in live]
         for some in _slices([pk for pk, _, _ in replaced]):
-            self._connection.execute(sa.update(t.member).where(t.member.c.pk.in_(some)).values(v_to=state.latest))
+            self._connection.execute(_CLOSE_MEMBERS, {"pks": some, "until": state.latest})
         records = self._records(batch, prepared, at)
-        self._connection.execute(
-            sa.insert(t.member),
+        _INSERT_MEMBERS.run_each(
+            self._connection,
             [
                 {
                     "image_set_pk": state.pk,
@@ -430,8 +475,8 @@ class _Publisher:
 
     def _new_set(self, batch: ImportBatch, first: Prepared, is_primary: bool, at: int) -> SetState:
         set_id = ImageSetId(new_id())
-        pk = self._connection.execute(
-            sa.insert(t.image_set).returning(t.image_set.c.pk),
+        pk = _NEW_SET.scalar(
+            self._connection,
             {
                 "id": set_id,
                 "datastore_pk": batch.datastore_pk,
@@ -447,7 +492,7 @@ class _Publisher:
                 "created_at": at,
                 "updated_at": at,
             },
-        ).scalar_one()
+        )
         state = self._states[pk] = SetState(
             pk=pk,
             id=set_id,
@@ -468,34 +513,28 @@ class _Publisher:
 
     def _end_job(self, batch: ImportBatch, outcomes: list[Outcome], at: int) -> None:
         stored = [o for o in outcomes if o.failure is None]
-        self._connection.execute(
-            sa.update(t.job)
-            .where(t.job.c.pk == batch.job_pk)
-            .values(
-                status=JobStatus.COMPLETED,
-                ended_at=at,
-                n_imported=sum(not o.identical for o in stored),
-                n_identical=sum(o.identical for o in stored),
-                n_failed=len(outcomes) - len(stored),
-                n_warned=sum(o.warning is not None for o in stored),
-                outcomes=pack_outcomes(outcomes),
-            )
+        _END_JOB.run(
+            self._connection,
+            {
+                "job_pk": batch.job_pk,
+                "status": JobStatus.COMPLETED,
+                "ended_at": at,
+                "n_imported": sum(not o.identical for o in stored),
+                "n_identical": sum(o.identical for o in stored),
+                "n_failed": len(outcomes) - len(stored),
+                "n_warned": sum(o.warning is not None for o in stored),
+                "outcomes": pack_outcomes(outcomes),
+            },
         )
 
 
 def store_blob(connection: sa.Connection, name: str, size: int, at: int) -> int:
     """The key of a blob's row, new or grown to `size`."""
-    b = t.blob
-    known = connection.execute(
-        sa.update(b)
-        .where(b.c.name == name)
-        .values(size=sa.case((b.c.size > size, b.c.size), else_=size))
-        .returning(b.c.pk)
-    ).scalar()
+    known = _GROW_BLOB.scalar(connection, {"blob_name": name, "at_least": size})
     if known is not None:
         return int(known)
     row = {"name": name, "kind": name.partition("/")[0], "size": size, "created_at": at}
-    made = connection.execute(insert_or_keep(connection, b).returning(b.c.pk), row).scalar()
+    made = insert_or_keep(connection.dialect.name, t.blob).scalar(connection, row)
     return int(made) if made is not None else store_blob(connection, name, size, at)
 
 
@@ -504,34 +543,30 @@ def store_blob(connection: sa.Connection, name: str, size: int, at: int) -> int:
 
 def load_state(connection: sa.Connection, pk: int, datastore_id: DatastoreId) -> SetState:
     """An image set with the levels and edits of its last version with content."""
-    s, v = t.image_set, t.version
-    x = t.set_index
-    row = connection.execute(
-        sa.select(s, v.c.levels_doc, v.c.overlay_doc, v.c.head_doc, x.c.attrs)
-        .join(v, sa.and_(v.c.image_set_pk == s.c.pk, v.c.version == s.c.visible))
-        .outerjoin(x, x.c.image_set_pk == s.c.pk)
-        .where(s.c.pk == pk)
-    ).one()
-    levels = docs.get_json(connection, row.levels_doc)
-    overlay = docs.get_json(connection, row.overlay_doc)
+    row = _STATE.run(connection, {"set_pk": pk}).fetchone()
+    assert row is not None
+    set_id, datastore_pk, is_primary, study_uid, series_uid, latest, n_instances, n_frames, created_at, *rest = row
+    levels_doc, overlay_doc, head_doc, attrs = rest
+    levels = docs.get_json(connection, levels_doc)
+    overlay = docs.get_json(connection, overlay_doc)
     return SetState(
         pk=pk,
-        id=ImageSetId(row.id),
-        datastore_pk=row.datastore_pk,
+        id=ImageSetId(set_id),
+        datastore_pk=datastore_pk,
         datastore_id=datastore_id,
-        is_primary=row.is_primary,
-        study_uid=row.study_uid,
-        series_uid=row.series_uid,
-        latest=row.latest,
-        n_instances=row.n_instances,
-        n_frames=row.n_frames,
-        created_at=row.created_at,
+        is_primary=bool(is_primary),
+        study_uid=study_uid,
+        series_uid=series_uid,
+        latest=latest,
+        n_instances=n_instances,
+        n_frames=n_frames,
+        created_at=created_at,
         levels=orjson.loads(levels) if levels else {},
         overlay=Overlay.from_json(overlay) if overlay else Overlay(),
-        levels_doc=row.levels_doc,
-        overlay_doc=row.overlay_doc,
-        head_doc=row.head_doc,
-        beside=_beside(row.attrs or "{}"),
+        levels_doc=levels_doc,
+        overlay_doc=overlay_doc,
+        head_doc=head_doc,
+        beside=_beside(attrs or "{}"),
     )
 
 
@@ -555,15 +590,10 @@ def number(connection: sa.Connection, publications: Sequence[Publication]) -> No
     for publication in publications:
         by_store.setdefault(publication.state.datastore_pk, []).append(publication)
     for datastore_pk, some in sorted(by_store.items()):
-        d = t.datastore_seq
-        seq, last_at = connection.execute(
-            sa.update(d)
-            .where(d.c.datastore_pk == datastore_pk)
-            .values(
-                seq=d.c.seq + len(some), last_at=sa.case((d.c.last_at > some[-1].at, d.c.last_at), else_=some[-1].at)
-            )
-            .returning(d.c.seq, d.c.last_at)
-        ).one()
+        numbers = {"store_pk": datastore_pk, "count": len(some), "now": some[-1].at}
+        row = _NEXT_NUMBERS.run(connection, numbers).fetchone()
+        assert row is not None
+        seq, last_at = row
         for offset, publication in enumerate(some):
             _write(connection, publication, seq - len(some) + 1 + offset, last_at)
 
@@ -588,8 +618,8 @@ def _write(connection: sa.Connection, p: Publication, seq: int, at: int) -> None
     }
     if p.insert_version:
         origin = {"called_ae": p.called_ae, "calling_ae": p.calling_ae, "principal": p.principal, "reason": p.reason}
-        connection.execute(
-            sa.insert(t.version),
+        _INSERT_VERSION.run(
+            connection,
             {"image_set_pk": state.pk, "version": p.version, "job_pk": p.job_pk, **values, **origin},
         )
     else:
@@ -598,24 +628,24 @@ def _write(connection: sa.Connection, p: Publication, seq: int, at: int) -> None
             .where(t.version.c.image_set_pk == state.pk, t.version.c.version == p.version)
             .values(**values)
         )
-    connection.execute(
-        sa.update(t.image_set)
-        .where(t.image_set.c.pk == state.pk)
-        .values(
-            latest=p.version,
-            visible=p.version,
-            state=ImageSetState.ACTIVE,
-            workflow=p.workflow,
-            message=None,
-            study_uid=state.study_uid,
-            series_uid=state.series_uid,
-            n_instances=state.n_instances,
-            n_frames=state.n_frames,
-            updated_at=at,
-        )
+    _SHOW_SET.run(
+        connection,
+        {
+            "set_pk": state.pk,
+            "latest": p.version,
+            "visible": p.version,
+            "state": ImageSetState.ACTIVE,
+            "workflow": p.workflow,
+            "message": None,
+            "study_uid": state.study_uid,
+            "series_uid": state.series_uid,
+            "n_instances": state.n_instances,
+            "n_frames": state.n_frames,
+            "updated_at": at,
+        },
     )
-    connection.execute(
-        sa.insert(t.change),
+    _INSERT_CHANGE.run(
+        connection,
         {
             "datastore_pk": state.datastore_pk,
             "seq": seq,

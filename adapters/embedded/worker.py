@@ -23,7 +23,7 @@ from adapters.sql import tables as t
 from adapters.sql.database import Database, now_ms
 from adapters.sql.queue import MAX_ATTEMPTS, LeaseLost, WorkItem, WorkQueue
 from gateway.domain.errors import Corrupt, GatewayError, Unavailable
-from gateway.domain.ids import DatastoreId, JobId
+from gateway.domain.ids import DatastoreId
 from gateway.domain.model import JobStatus, Outcome
 from gateway.ports import BlobStore, SpoolStaging
 
@@ -35,6 +35,13 @@ _GROUP_INSTANCES = 2000
 _IDLE_S = 1.0
 _LOCKED_MS = 50
 """How long a job waits before it tries again at a locked image set."""
+
+
+_JOB = (
+    sa.select(t.job, t.datastore.c.id.label("datastore"))
+    .join(t.datastore, t.datastore.c.pk == t.job.c.datastore_pk)
+    .where(t.job.c.pk == sa.bindparam("job_pk"))
+)
 
 
 class ImportMetrics(Protocol):
@@ -184,19 +191,13 @@ class Worker:
             self.metrics.imported(batch.source, outcomes, time.monotonic() - began)
 
     def _ring(self, items: Sequence[WorkItem]) -> None:
-        keys = [item.subject["job"] for item in items]
-        with self.database.read() as connection:
-            ids = connection.execute(sa.select(t.job.c.id).where(t.job.c.pk.in_(keys), t.job.c.source == "stow")).all()
-        for (job_id,) in ids:
-            self.presence.ring("web", JobId(job_id))
+        for item in items:
+            if item.subject["source"] == "stow":  # somebody waits for it
+                self.presence.ring("web", item.subject["id"])
 
     def _prepare(self, item: WorkItem, packs: Packs) -> ImportBatch:
         with self.database.read() as connection:
-            row = connection.execute(
-                sa.select(t.job, t.datastore.c.id.label("datastore"))
-                .join(t.datastore, t.datastore.c.pk == t.job.c.datastore_pk)
-                .where(t.job.c.pk == item.subject["job"])
-            ).one()
+            row = connection.execute(_JOB, {"job_pk": item.subject["job"]}).one()
         results: list[Prepared | Outcome] = []
         for segment, offset, length in intake.unpack_items(row.staged):
             try:

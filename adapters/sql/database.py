@@ -9,7 +9,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from gateway.domain.errors import Unavailable
@@ -36,11 +37,58 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def insert_or_keep(connection: sa.Connection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
-    """An INSERT that leaves a row with the same unique key as it is, and then returns nothing."""
-    if connection.dialect.name == "sqlite":
-        return sqlite.insert(table).on_conflict_do_nothing()
-    return postgresql.insert(table).on_conflict_do_nothing()
+class Statement:
+    """A statement of the publishing path: compiled once for each engine, then given to the driver as it is.
+
+    Building and compiling cost many times what SQLite takes to run it. Parameters are by name and always the same
+    ones; lists as parameters are not for this class. Rows are plain tuples.
+    """
+
+    def __init__(self, clause: sa.Executable) -> None:
+        self._clause = clause
+        self._compiled: dict[str, tuple[str, list[tuple[str, Any]]]] = {}
+
+    def run(self, connection: sa.Connection, params: Mapping[str, Any]) -> "DBAPICursor":
+        """The driver's cursor after one execution."""
+        text, names = self._of(connection, params)
+        cursor = connection.connection.cursor()
+        cursor.execute(text, _bound(names, params, connection))
+        return cursor
+
+    def run_each(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One execution for each row of parameters."""
+        if rows:
+            text, names = self._of(connection, rows[0])
+            connection.connection.cursor().executemany(text, [_bound(names, row, connection) for row in rows])
+
+    def scalar(self, connection: sa.Connection, params: Mapping[str, Any]) -> Any:
+        """The first column of the first row, None without one."""
+        row = self.run(connection, params).fetchone()
+        return None if row is None else row[0]
+
+    def _of(self, connection: sa.Connection, params: Mapping[str, Any]) -> tuple[str, list[tuple[str, Any]]]:
+        dialect = connection.dialect
+        known = self._compiled.get(dialect.name)
+        if known is None:
+            compiled = self._clause.compile(dialect=dialect, column_keys=list(params))  # type: ignore[attr-defined]
+            names = compiled.positiontup if compiled.positiontup is not None else list(compiled.params)
+            known = (compiled.string, [(name, compiled.params.get(name)) for name in names])
+            self._compiled[dialect.name] = known
+        return known
+
+
+def _bound(names: list[tuple[str, Any]], params: Mapping[str, Any], connection: sa.Connection) -> Any:
+    if connection.dialect.positional:
+        return [params.get(name, constant) for name, constant in names]
+    return {name: params.get(name, constant) for name, constant in names}
+
+
+@functools.cache
+def insert_or_keep(dialect: str, table: sa.Table) -> Statement:
+    """An INSERT that returns the new row's key, and leaves a row with the same unique key as it is: then no row."""
+    key = next(iter(table.primary_key))
+    insert = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+    return Statement(insert.on_conflict_do_nothing().returning(key))
 
 
 class Database:
@@ -63,6 +111,7 @@ class Database:
             relaxed = self.engine
         self._durable = self.engine.execution_options(gateway_begin="BEGIN IMMEDIATE")
         self._relaxed = relaxed.execution_options(gateway_begin="BEGIN IMMEDIATE")
+        self._driver_fault: type[Exception] = self.engine.dialect.loaded_dbapi.OperationalError
         self._watch: sqlite3.Connection | None = None
         self._watch_lock = threading.Lock()
         self._reader = self.engine.execution_options(gateway_begin=None)
@@ -76,7 +125,7 @@ class Database:
         try:
             with self._reader.connect() as connection:
                 yield connection
-        except OperationalError as fault:
+        except (OperationalError, self._driver_fault) as fault:
             raise _unavailable(fault) from fault
 
     @contextmanager
@@ -96,7 +145,7 @@ class Database:
             else:
                 with self._fair, engine.begin() as connection:
                     yield connection
-        except OperationalError as fault:
+        except (OperationalError, self._driver_fault) as fault:
             raise _unavailable(fault) from fault
 
     def lock_words(self, connection: sa.Connection, words: list[str]) -> None:
@@ -169,5 +218,6 @@ def _begin_sqlite(connection: sa.Connection) -> None:
         connection.exec_driver_sql(begin)
 
 
-def _unavailable(fault: DBAPIError) -> Unavailable:
-    return Unavailable(f"the database did not answer: {type(fault.orig).__name__}")
+def _unavailable(fault: Exception) -> Unavailable:
+    cause = fault.orig if isinstance(fault, DBAPIError) else fault
+    return Unavailable(f"the database did not answer: {type(cause).__name__}")

@@ -7,11 +7,51 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from adapters.sql.database import Database, now_ms
+from adapters.sql.database import Database, Statement, now_ms
 from adapters.sql.tables import work
 
 LEASE_MS = 60_000
 MAX_ATTEMPTS = 3
+
+
+# Made once: building a statement costs as much as running it.
+_other = work.alias("other")
+_CANDIDATES = (
+    sa.select(work.c.pk, work.c.lock_key)
+    .where(
+        work.c.state == "waiting",
+        work.c.kind.in_(sa.bindparam("kinds", expanding=True)),
+        work.c.run_after <= sa.bindparam("now"),
+        sa.or_(
+            work.c.lock_key.is_(None),
+            ~sa.exists().where(_other.c.lock_key == work.c.lock_key, _other.c.state == "running"),
+        ),
+    )
+    .order_by(work.c.priority, work.c.pk)
+    .limit(sa.bindparam("most"))
+)
+_TAKEN = _CANDIDATES.with_for_update(skip_locked=True)
+_START = (
+    sa.update(work)
+    .where(work.c.pk.in_(sa.bindparam("pks", expanding=True)))
+    .values(
+        state="running",
+        owner=sa.bindparam("new_owner"),
+        lease_until=sa.bindparam("new_lease"),
+        attempts=work.c.attempts + 1,
+    )
+    .returning(work.c.pk, work.c.kind, work.c.lock_key, work.c.subject, work.c.attempts)
+)
+_FINISH = Statement(
+    sa.delete(work)
+    .where(
+        work.c.pk == sa.bindparam("item"),
+        work.c.owner == sa.bindparam("holder"),
+        work.c.attempts == sa.bindparam("attempt"),
+    )
+    .returning(work.c.pk)
+)
+_ENQUEUE = Statement(sa.insert(work).returning(work.c.pk))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +79,8 @@ def enqueue(
     priority: int = 0,
 ) -> int:
     """Adds a waiting item inside the caller's transaction; its key."""
-    row = connection.execute(
-        sa.insert(work).returning(work.c.pk),
+    row = _ENQUEUE.scalar(
+        connection,
         {
             "kind": kind,
             "lock_key": lock_key,
@@ -51,7 +91,7 @@ def enqueue(
             "attempts": 0,
         },
     )
-    return int(row.scalar_one())
+    return int(row)
 
 
 class WorkQueue:
@@ -64,32 +104,20 @@ class WorkQueue:
 
     def lease(self, kinds: Sequence[str], limit: int) -> list[WorkItem]:
         """Up to `limit` items that may run now, oldest first; never two with one lock key."""
-        other = work.alias("other")
-        free = sa.or_(
-            work.c.lock_key.is_(None),
-            ~sa.exists().where(other.c.lock_key == work.c.lock_key, other.c.state == "running"),
-        )
-        candidates = (
-            sa.select(work.c.pk, work.c.lock_key)
-            .where(work.c.state == "waiting", work.c.kind.in_(kinds), work.c.run_after <= now_ms(), free)
-            .order_by(work.c.priority, work.c.pk)
-            .limit(limit)
-        )
+        asked = {"kinds": list(kinds), "now": now_ms(), "most": limit}
         try:
-            return self._lease(candidates)
+            return self._lease(asked)
         except sa.exc.IntegrityError:  # another process has just taken an item with the same lock key
             return []
 
-    def _lease(self, candidates: "sa.Select[Any]") -> list[WorkItem]:
+    def _lease(self, asked: dict[str, Any]) -> list[WorkItem]:
         with self._database.read() as connection:  # a look without the write lock: the queue is mostly empty
-            if connection.execute(candidates.limit(1)).first() is None:
+            if connection.execute(_CANDIDATES, {**asked, "most": 1}).first() is None:
                 return []
-        if not self._database.is_sqlite:
-            candidates = candidates.with_for_update(skip_locked=True)
         with self._database.write(durable=False) as connection:
             keys: set[str] = set()
             chosen = []
-            for pk, lock_key in connection.execute(candidates):
+            for pk, lock_key in connection.execute(_TAKEN if not self._database.is_sqlite else _CANDIDATES, asked):
                 if lock_key is None or lock_key not in keys:
                     chosen.append(pk)
                     if lock_key is not None:
@@ -97,12 +125,7 @@ class WorkQueue:
             if not chosen:
                 return []
             rows = connection.execute(
-                sa.update(work)
-                .where(work.c.pk.in_(chosen))
-                .values(
-                    state="running", owner=self.owner, lease_until=now_ms() + LEASE_MS, attempts=work.c.attempts + 1
-                )
-                .returning(work.c.pk, work.c.kind, work.c.lock_key, work.c.subject, work.c.attempts)
+                _START, {"pks": chosen, "new_owner": self.owner, "new_lease": now_ms() + LEASE_MS}
             ).all()
         return [
             WorkItem(pk, kind, key, json.loads(subject), self.owner, attempts)
@@ -119,10 +142,8 @@ class WorkQueue:
 
     def finish(self, connection: sa.Connection, item: WorkItem) -> None:
         """Removes the item inside the transaction that does its work. Raises LeaseLost."""
-        done = connection.execute(
-            sa.delete(work).where(work.c.pk == item.pk, work.c.owner == item.owner, work.c.attempts == item.attempt)
-        )
-        if done.rowcount != 1:
+        held = {"item": item.pk, "holder": item.owner, "attempt": item.attempt}
+        if _FINISH.scalar(connection, held) is None:
             raise LeaseLost(item.kind)
 
     def retry(self, item: WorkItem, error: str, *, delay_ms: int, counts: bool = True) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.types import TypeEngine
@@ -68,11 +69,11 @@ datastore_seq = Table(  # apart from datastore: this row is hot, and foreign key
     "datastore_seq",
     metadata,
     Column("datastore_pk", Key, ForeignKey("datastore.pk"), primary_key=True, autoincrement=False),
-    Column("seq", BigInteger, nullable=False, default=0),
-    Column("n_studies", BigInteger, nullable=False, default=0),
-    Column("n_series", BigInteger, nullable=False, default=0),
-    Column("n_instances", BigInteger, nullable=False, default=0),
-    Column("last_at", BigInteger, nullable=False, default=0),
+    Column("seq", BigInteger, nullable=False, server_default="0"),
+    Column("n_studies", BigInteger, nullable=False, server_default="0"),
+    Column("n_series", BigInteger, nullable=False, server_default="0"),
+    Column("n_instances", BigInteger, nullable=False, server_default="0"),
+    Column("last_at", BigInteger, nullable=False, server_default="0"),
 )
 
 blob = Table(
@@ -129,7 +130,7 @@ record = Table(
     Column("head", LargeBinary, nullable=False),  # packed extents: adapters.embedded.packs
     Column("json", LargeBinary, nullable=False),
     Column("node", LargeBinary, nullable=False),
-    Column("fmt", SmallInteger, nullable=False, default=1),
+    Column("fmt", SmallInteger, nullable=False, server_default="1"),
     Column("received_at", BigInteger, nullable=False),
     *_origin(),
     _ref("job_pk", "job"),
@@ -199,7 +200,7 @@ version = Table(
     Column("state", Word, nullable=False),
     Column("workflow", Word, nullable=False),
     Column("message", Text),
-    Column("forced", Boolean, nullable=False, default=False),
+    Column("forced", Boolean, nullable=False, server_default=false()),
     Column("study_uid", Word, nullable=False),
     Column("series_uid", Word, nullable=False),
     _ref("levels_doc", "doc", nullable=True),
@@ -262,10 +263,10 @@ job = Table(
     Column("output_uri", Text),
     *_origin(),
     Column("staged", LargeBinary),  # staged instances in order: adapters.embedded.intake
-    Column("n_imported", Integer, nullable=False, default=0),
-    Column("n_identical", Integer, nullable=False, default=0),
-    Column("n_failed", Integer, nullable=False, default=0),
-    Column("n_warned", Integer, nullable=False, default=0),
+    Column("n_imported", Integer, nullable=False, server_default="0"),
+    Column("n_identical", Integer, nullable=False, server_default="0"),
+    Column("n_failed", Integer, nullable=False, server_default="0"),
+    Column("n_warned", Integer, nullable=False, server_default="0"),
     Column("outcomes", LargeBinary),
     Index("ix_job_listing", "datastore_pk", "submitted_at", "pk"),
 )
@@ -285,12 +286,12 @@ work = Table(
     Column("kind", Word, nullable=False),
     Column("lock_key", Word),
     Column("subject", Text, nullable=False),
-    Column("priority", SmallInteger, nullable=False, default=0),
+    Column("priority", SmallInteger, nullable=False, server_default="0"),
     Column("state", Word, nullable=False),  # waiting, running, failed; a finished item is deleted
     Column("run_after", BigInteger, nullable=False),
     Column("owner", Word),
     Column("lease_until", BigInteger),
-    Column("attempts", Integer, nullable=False, default=0),
+    Column("attempts", Integer, nullable=False, server_default="0"),
     Column("error", Text),
     Index("ix_work_next", "state", "priority", "pk"),
     Index(
@@ -349,7 +350,7 @@ def _study_columns() -> list[Column[object]]:
         Column("study_uid", Word, nullable=False),
     ]
     for name in ("patient_id", "accession", "study_id", "study_date", "study_time", "birth_date", "sex", "description"):
-        columns.append(Column(name, Word, nullable=False, default=""))
+        columns.append(Column(name, Word, nullable=False, server_default=""))
     columns.append(Column("attrs", Text, nullable=False))  # DICOM JSON of the patient and study levels
     columns.append(Column("seq_from", BigInteger, nullable=False))  # since when these values hold
     return columns
@@ -373,7 +374,7 @@ def _set_columns() -> list[Column[object]]:
         "series_description",
         "body_part",
     ):
-        columns.append(Column(name, Word, nullable=False, default=""))
+        columns.append(Column(name, Word, nullable=False, server_default=""))
     columns.append(Column("attrs", Text, nullable=False))  # DICOM JSON of the patient, study and series levels
     columns.append(Column("seq_from", BigInteger, nullable=False))
     return columns
@@ -384,7 +385,7 @@ study = Table(  # over primary image sets only
     metadata,
     _pk(),
     *_study_columns(),
-    Column("modalities", Word, nullable=False, default=""),  # sorted, joined by backslash
+    Column("modalities", Word, nullable=False, server_default=""),  # sorted, joined by backslash
     Column("n_series", Integer, nullable=False),
     Column("n_instances", Integer, nullable=False),
     Column("changed", BigInteger, nullable=False),  # seq of the last version in it: newest update first

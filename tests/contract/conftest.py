@@ -6,12 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import structlog
 
 from adapters.codecs.decoding import DecodePool
 from adapters.embedded.publishing import Resent
-from tests.contract.embedded import Store, database_url, open_store
+from tests.contract.embedded import Store, close_process, database_url, open_store
 
 ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.needs("postgres"))]
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Failures made on purpose are logged with their stack: rendering those would take longer than the tests."""
+    with structlog.testing.capture_logs():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -72,4 +80,4 @@ def policy(store: Store) -> Iterator[Callable[[Resent], Store]]:
 
     yield use
     for one in opened:
-        one.worker.close()
+        close_process(one.worker)

@@ -116,8 +116,7 @@ class Store:
 
     def close(self) -> None:
         for process in (self.web, self.worker):
-            process.close()
-            process.staging.close()  # type: ignore[attr-defined]
+            close_process(process)
 
     # ------------------------------------------------------------ the data store
 
@@ -182,7 +181,9 @@ class Store:
         )
         return self.do(self.web.backend.update_metadata(self.ref(image_set), expected, asked))
 
-    def edit(self, image_set: ImageSetId | None, expected: int, update: dict[str, Any] | None = None, **rest: Any) -> ImageSet:
+    def edit(
+        self, image_set: ImageSetId | None, expected: int, update: dict[str, Any] | None = None, **rest: Any
+    ) -> ImageSet:
         """An edit, applied."""
         self.accept(image_set, expected, update, **rest)
         self.work()
@@ -244,6 +245,13 @@ def open_process(data: Path, url: str, role: str, decoder: DecodePool, resent: R
         metrics=Unmeasured(),
         resent=resent,
     )
+
+
+def close_process(process: Embedded) -> None:
+    process.close()
+    for folder in (process.staging, process.worker.blobs):
+        assert isinstance(folder, Spool | FolderBlobs)
+        folder.close()
 
 
 def open_store(

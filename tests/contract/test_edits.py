@@ -10,7 +10,7 @@ from gateway.domain.errors import Locked, NotFound, VersionConflict
 from gateway.domain.ids import ImageSetId
 from gateway.domain.model import ImageSetState, Workflow
 from gateway.domain.query import Level
-from tests.contract.embedded import Store, value
+from tests.contract.embedded import Store, close_process, value
 from tests.makers import data_set, instance, part10, pixels, uid
 
 STUDY, SERIES = uid(1), uid(1, 1)
@@ -350,7 +350,7 @@ def test_an_operation_of_a_dead_worker_is_run_by_another(store: Store) -> None:
     store.accept(first.image_set, 1, patient(PatientName="New^Name"))
     dying = store.process("worker")
     assert len(dying.worker.queue.lease(("update",), 1)) == 1
-    dying.close()
+    close_process(dying)
     assert not store.work_once()
     assert store.worker.worker.queue.reclaim() == 1
     store.work()

@@ -3,14 +3,16 @@
 import gzip
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydicom.filewriter import dcmwrite
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from adapters.codecs.registry import Codecs
@@ -247,7 +249,7 @@ def test_the_document_is_normalised(store: Store) -> None:
     assert node["StoredTransferSyntaxUID"] == HTJ2K
     (told,) = node["ImageFrames"]
     raw = pixels(1)
-    assert (told["MinPixelValue"], told["MaxPixelValue"]) == (raw.min(), raw.max())
+    assert (told["MinPixelValue"], told["MaxPixelValue"]) == (int(np.min(raw)), int(np.max(raw)))
     assert told["FrameSizeInBytes"] == raw.nbytes
     assert told["PixelDataChecksumFromBaseToFullResolution"] == [
         {"Width": 8, "Height": 8, "Checksum": zlib.crc32(raw.tobytes())}
@@ -317,10 +319,6 @@ def test_big_endian_pixels_are_turned(store: Store) -> None:
     made = data_set(STUDY, SERIES, uid(1, 1, 1), pixels(1))
     file = part10(made)
     # The file's group 0002 says little endian: the same data set, written the other way round, is made by hand.
-    from io import BytesIO
-
-    from pydicom.filewriter import dcmwrite
-
     made.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
     made["PixelData"].value = pixels(1).byteswap().tobytes()
     target = BytesIO()
@@ -377,7 +375,7 @@ def _frame_ids(store: Store, image_set: ImageSetId | None) -> list[FrameId]:
 
 
 @pytest.fixture
-def damage(own_store: Store) -> Iterator[Any]:
+def damage(own_store: Store) -> Callable[[str, int], None]:
     """Flips one byte of a stored extent."""
 
     def flip(blob: str, offset: int) -> None:

@@ -1,11 +1,13 @@
 """The worker: what fails, dies or waits costs nothing else; what was acknowledged is imported once."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,14 @@ import pytest
 import sqlalchemy as sa
 
 from adapters.blobs import spool as spool_module
-from adapters.embedded import intake, processes, publishing, sweeping
+from adapters.embedded import intake, publishing, sweeping
 from adapters.embedded.backend import default_datastore
 from adapters.embedded.processes import Presence
 from adapters.sql import schema
 from adapters.sql.database import Database
 from gateway.domain.errors import NotFound, Unavailable
-from gateway.domain.model import Workflow
-from tests.contract.embedded import Store, value
+from gateway.domain.model import Origin, Workflow
+from tests.contract.embedded import Store, close_process, value
 from tests.makers import instance, pixels, uid
 
 STUDY, SERIES = uid(1), uid(1, 1)
@@ -121,7 +123,7 @@ def test_a_lost_lease_publishes_nothing_and_gives_back_the_rest(store: Store, mo
     assert store.rows("SELECT state, attempts FROM work ORDER BY pk") == [("running", 2), ("waiting", 0)]
     assert store.work_once()
     assert store.sops(STUDY) == [uid(1, 1, 2)]
-    thief.close()
+    close_process(thief)
     store.worker.worker.queue.reclaim()
     store.work()
     assert [store.outcomes(job)[0].version for job in jobs] == [2, 1]
@@ -186,19 +188,17 @@ def test_what_a_killed_receiver_had_synced_is_imported_once(own_store: Store) ->
     assert store.rows("SELECT count(*) FROM job WHERE status<>'COMPLETED'") == [(0,)]
     spool = store.web.staging
     assert recover(store, settled) == 0
-    before = [segment for segment in spool.segments() if segment.startswith("dimse")]  # type: ignore[attr-defined]
+    before = [segment for segment in spool.segments() if segment.startswith("dimse")]
     assert before  # the pixels still lie there
     store.encode()
     recover(store, settled)
-    assert not [s for s in spool.segments() if s.startswith("dimse")]  # type: ignore[attr-defined]
+    assert not [s for s in spool.segments() if s.startswith("dimse")]
     for number, entry in enumerate(store.select(STUDY).entries[:5], 1):
         read = store.do(store.web.backend.frame(entry, 0))
         assert read.crc32 == _crc(number)
 
 
 def _crc(number: int) -> int:
-    import zlib
-
     return zlib.crc32(pixels(number).tobytes())
 
 
@@ -211,7 +211,7 @@ def test_a_segment_stays_as_long_as_it_is_needed(own_store: Store, monkeypatch: 
 
     def there() -> list[bool]:
         recover(store)
-        return [segment in spool.segments() for segment in (one, two)]  # type: ignore[attr-defined]
+        return [segment in spool.segments() for segment in (one, two)]
 
     assert there() == [True, True]  # unsubmitted
     store.do(store.web.backend.submit(store.datastore, items))
@@ -229,7 +229,7 @@ def test_instances_of_a_deleted_data_store_hold_up_no_others(own_store: Store) -
     doomed = store.do(store.web.backend.create_datastore("doomed"))
     for datastore, role in ((doomed.id, "a-first"), (store.datastore, "b-second")):
         spool = spool_module.Spool(store.data, role)
-        sink = spool.open(spool_module.Origin(datastore, "dimse"))
+        sink = spool.open(Origin(datastore, "dimse"))
         sink.write(slice_(1))
         sink.close()
         spool.sync()
@@ -320,14 +320,14 @@ def test_the_grace_protects_what_is_young(own_store: Store) -> None:
 
 def test_who_begins_is_not_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Presence(tmp_path, "web")
-    flock = processes.fcntl.flock
+    flock = fcntl.flock
 
     def meanwhile(descriptor: int, operation: int) -> None:
-        monkeypatch.setattr(processes.fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "flock", flock)
         other._clear_dead()
         flock(descriptor, operation)
 
-    monkeypatch.setattr(processes.fcntl, "flock", meanwhile)
+    monkeypatch.setattr(fcntl, "flock", meanwhile)
     begun = Presence(tmp_path, "worker")
     assert other.is_alive(begun.name)
     begun.close()
@@ -367,4 +367,4 @@ def test_a_reopened_store_is_the_same(own_store: Store) -> None:
     again = store.do(reader.backend.get_metadata(store.ref(first.image_set)))
     assert again.body == body
     assert store.image_set(first.image_set).workflow == Workflow.CREATED
-    reader.close()
+    close_process(reader)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
+from threading import Lock
 from typing import Any, Protocol
 
 import httpx
@@ -17,7 +18,8 @@ from tests.running import RunningGateway
 
 AT_ONCE = 6
 _SETTLED_S = 60.0
-_BOUNDARY = "corpus-doors-5f1d0c"
+_IN_A_REQUEST = 12
+_BOUNDARY = b"corpus-doors-5f1d0c"
 
 
 @dataclass
@@ -47,13 +49,20 @@ class Door(Protocol):
         """
         ...
 
-    def send_between(self, file: Sample, before: Sample, after: Sample) -> list[Receipt | None]:
-        """Sends three files in one request or association, in this order."""
+    def send_between(self, files: tuple[Sample, Sample, Sample]) -> list[Receipt | None]:
+        """Sends three files in one request or association, in this order, of which the middle one may be broken.
+
+        Any thread may call it; `settle` waits for the import.
+        """
+        ...
+
+    def settle(self) -> None:
+        """Returns when everything that was accepted is imported."""
         ...
 
 
 class Stow:
-    """STOW-RS, one request a file."""
+    """STOW-RS, some files a request."""
 
     name = "STOW-RS"
 
@@ -64,33 +73,55 @@ class Stow:
         self._http.close()
 
     def send(self, files: Sequence[Sample]) -> dict[Sample, Receipt | None]:
+        batches = [files[start : start + _IN_A_REQUEST] for start in range(0, len(files), _IN_A_REQUEST)]
+        receipts: dict[Sample, Receipt | None] = {}
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            return dict(zip(files, pool.map(lambda file: self.post([file.data])[0], files), strict=True))
+            for batch, answer in zip(batches, pool.map(self._post, batches), strict=True):
+                by_uid, others = answer
+                assert not others
+                for file in batch:
+                    assert file.uids is not None
+                    receipts[file] = by_uid.pop(file.uids[2])
+                assert not by_uid
+        return receipts
 
-    def send_between(self, file: Sample, before: Sample, after: Sample) -> list[Receipt | None]:
-        return list(self.post([before.data, file.data, after.data]))
+    def send_between(self, files: tuple[Sample, Sample, Sample]) -> list[Receipt | None]:
+        by_uid, others = self._post(files)
+        first, second = (by_uid.pop(file.uids[2]) for file in (files[0], files[2]) if file.uids is not None)
+        (answer,) = [*by_uid.values(), *others]
+        return [first, answer, second]
 
-    def post(self, parts: Sequence[bytes]) -> list[Receipt]:
-        """One request; a receipt for each part, in order as far as the answer tells it."""
+    def settle(self) -> None:
+        """An answer comes after the import."""
+
+    def _post(self, files: Sequence[Sample]) -> tuple[dict[str, Receipt], list[Receipt]]:
+        """One request: the receipts by SOP Instance UID, and those of instances that have none."""
         body = b"".join(
-            b"--%b\r\nContent-Type: application/dicom\r\n\r\n%b\r\n" % (_BOUNDARY.encode(), part) for part in parts
+            b"--%b\r\nContent-Type: application/dicom\r\n\r\n%b\r\n" % (_BOUNDARY, file.data) for file in files
         )
         answer = self._http.post(
             "/dicomweb/studies",
-            content=body + b"--%b--\r\n" % _BOUNDARY.encode(),
-            headers={"content-type": f'multipart/related; type="application/dicom"; boundary={_BOUNDARY}'},
+            content=body + b"--%b--\r\n" % _BOUNDARY,
+            headers={"content-type": f'multipart/related; type="application/dicom"; boundary={_BOUNDARY.decode()}'},
         )
         assert answer.status_code in (200, 202, 409), (answer.status_code, answer.text[:300])
         module = answer.json()
-        good = [self._good(item) for item in module.get("00081199", {}).get("Value", [])]
-        bad = [self._bad(item) for tag in ("00081198", "0008119A") for item in module.get(tag, {}).get("Value", [])]
-        assert len(good) + len(bad) == len(parts), answer.text[:500]
-        perfect = not bad and not any(receipt.code for receipt in good)
-        assert answer.status_code == (409 if not good else 200 if perfect else 202)
-        if len(good) == len(parts) or not good:
-            return [*good, *bad]
-        # Of three, the middle one failed: the others keep their order.
-        return [good[0], *bad, *good[1:]]
+        by_uid: dict[str, Receipt] = {}
+        others: list[Receipt] = []
+        for tag, read in (("00081199", self._good), ("00081198", self._bad), ("0008119A", self._bad)):
+            for item in module.get(tag, {}).get("Value", []):
+                sop_uid = item.get("00081155", {}).get("Value", [None])[0]
+                if sop_uid is None:
+                    others.append(read(item))
+                else:
+                    assert sop_uid not in by_uid
+                    by_uid[sop_uid] = read(item)
+        receipts = [*by_uid.values(), *others]
+        assert len(receipts) == len(files), answer.text[:500]
+        stored = [receipt for receipt in receipts if receipt.stored]
+        perfect = len(stored) == len(files) and not any(receipt.code for receipt in stored)
+        assert answer.status_code == (409 if not stored else 200 if perfect else 202)
+        return by_uid, others
 
     @staticmethod
     def _good(item: dict[str, Any]) -> Receipt:
@@ -112,8 +143,9 @@ class Dimse:
 
     def __init__(self, gateway: RunningGateway) -> None:
         self._gateway = gateway
-        self._known: dict[tuple[Uids, str], None] = {}
+        self._known: set[tuple[Uids, str]] = set()
         self._accepted = 0
+        self._counting = Lock()
 
     def send(self, files: Sequence[Sample]) -> dict[Sample, Receipt | None]:
         receipts: dict[Sample, Receipt | None] = dict.fromkeys(files)
@@ -123,35 +155,29 @@ class Dimse:
         with ThreadPoolExecutor(len(groups)) as pool:
             for group, answers in zip(groups, pool.map(self._associate, groups), strict=True):
                 receipts.update(zip(group, answers, strict=True))
-        self._settle(receipts)
+        self.settle()
+        beside = {uids: image_set for uids, image_set in self._beside() if (uids, image_set) not in self._known}
+        self._known.update(beside.items())
+        for file, receipt in receipts.items():
+            if receipt is not None and receipt.stored and file.uids is not None:
+                receipt.image_set = beside.get(file.uids)
         return receipts
 
-    def send_between(self, file: Sample, before: Sample, after: Sample) -> list[Receipt | None]:
-        if file.for_dimse() is None:
-            return [None, None, None]
-        receipts = dict(zip((before, file, after), self._associate([before, file, after]), strict=True))
-        self._settle(receipts)
-        return list(receipts.values())
+    def send_between(self, files: tuple[Sample, Sample, Sample]) -> list[Receipt | None]:
+        return [None, None, None] if files[1].for_dimse() is None else self._associate(files)
 
-    def _settle(self, receipts: dict[Sample, Receipt | None]) -> None:
-        """Waits for the import of what was accepted, and finds what landed beside a primary image set."""
-        self._accepted += sum(receipt is not None and receipt.stored for receipt in receipts.values())
+    def settle(self) -> None:
         deadline = time.monotonic() + _SETTLED_S
         while self._imported() < self._accepted:
             assert time.monotonic() < deadline, f"{self._imported()} of {self._accepted} imported"
             time.sleep(0.05)
         assert self._imported() == self._accepted
-        beside = {uids: image_set for uids, image_set in self.beside() if (uids, image_set) not in self._known}
-        self._known.update(dict.fromkeys(beside.items()))
-        for file, receipt in receipts.items():
-            if receipt is not None and receipt.stored and file.uids is not None:
-                receipt.image_set = beside.get(file.uids)
 
     def _imported(self) -> int:
         lines = re.findall(r'gateway_instances_total\{[^}]*source="dimse"[^}]*\} (\S+)', self._gateway.get("/metrics").text)
         return sum(int(float(count)) for count in lines)
 
-    def beside(self) -> Iterable[tuple[Uids, str]]:
+    def _beside(self) -> Iterable[tuple[Uids, str]]:
         """Every instance in a non-primary image set, as the list of conflicts and QIDO tell."""
         token: str | None = None
         while True:
@@ -216,6 +242,8 @@ class Dimse:
             stored = status == 0 or status >> 12 == 0xB
             answers.append(Receipt(stored, status, str(getattr(answer, "ErrorComment", "") or "")))
         association.release()
+        with self._counting:
+            self._accepted += sum(answer is not None and answer.stored for answer in answers)
         return answers
 
 

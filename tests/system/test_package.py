@@ -71,6 +71,7 @@ def test_the_installation_serves_and_its_health_check_agrees(clean: Path, tmp_pa
     del env["PYTHONPATH"]
     where = ["--http", "127.0.0.1:0", "--dimse", "127.0.0.1:0"]
     log = tmp_path / "log"
+    (tmp_path / "gateway").mkdir()  # a folder of that name is not taken for the package
     with (
         log.open("wb") as errors,
         subprocess.Popen(

@@ -3,6 +3,7 @@
 import gzip
 import random
 import zlib
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -27,23 +28,23 @@ def test_joined_chunks_are_one_gzip_member_with_the_text_of_all(parts: list[tupl
 
 @pytest.mark.parametrize("text", _WORDS)
 @pytest.mark.parametrize("make", [deflate, literal])
-def test_a_chunk_comes_back(text: bytes, make: type[Chunk]) -> None:
-    chunk = make(text)  # type: ignore[call-arg,arg-type]
+def test_a_chunk_comes_back(text: bytes, make: Callable[[bytes], Chunk]) -> None:
+    chunk = make(text)
     assert chunk.text() == text
     assert (chunk.plain, chunk.crc) == (len(text), zlib.crc32(text))
 
 
 @pytest.mark.parametrize("make", [deflate, literal])
-def test_equal_texts_make_equal_streams(make: type[Chunk]) -> None:
-    first, second = (gzip_stream([make(_WORDS[2]), make(b",")]) for _ in range(2))  # type: ignore[call-arg,arg-type]
+def test_equal_texts_make_equal_streams(make: Callable[[bytes], Chunk]) -> None:
+    first, second = (gzip_stream([make(_WORDS[2]), make(b",")]) for _ in range(2))
     assert first == second
 
 
 @pytest.mark.parametrize("make", [deflate, literal])
-def test_any_damaged_byte_is_seen(make: type[Chunk]) -> None:
+def test_any_damaged_byte_is_seen(make: Callable[[bytes], Chunk]) -> None:
     """Damage raises Corrupt, or did not change the text (a flag of the format that means nothing)."""
     text = b'{"00100010":{"vr":"PN"}}' * 4
-    chunk = make(text)  # type: ignore[call-arg,arg-type]
+    chunk = make(text)
     seen = 0
     for at in range(len(chunk.data)):
         damaged = bytearray(chunk.data)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from adapters.sql import queue as queue_module
 from adapters.sql import schema
 from adapters.sql.database import Database, now_ms
 from adapters.sql.queue import LEASE_MS, LeaseLost, WorkQueue, enqueue
@@ -87,9 +86,9 @@ def test_finish_removes_in_the_callers_transaction(queues: Queues) -> None:
     queue = queues.of("one")
     queues.add(1)
     (item,) = queue.lease(("import",), 1)
-    with pytest.raises(ZeroDivisionError), queues.database.write() as connection:
+    with queues.database.engine.connect() as connection:
         queue.finish(connection, item)
-        raise ZeroDivisionError
+        connection.rollback()
     assert queues.states() == [("running", "one", 1)]
     with queues.database.write() as connection:
         queue.finish(connection, item)
@@ -183,7 +182,7 @@ def test_the_database_itself_keeps_a_lock_key_single(
     one, two = queues.of("one"), queues.of("two")
     queues.add(1, 2, lock_key="set-1")
     (first,) = one.lease(("import",), 1)
-    monkeypatch.setattr(queue_module.sa, "or_", lambda *_: sa.true())  # as if the look had come before the lease
+    monkeypatch.setattr(sa, "or_", lambda *_: sa.true())  # as if the look had come before the lease
     assert two.lease(("import",), 1) == []
     monkeypatch.undo()
     assert queues.states() == [("running", "one", 1), ("waiting", None, 0)]

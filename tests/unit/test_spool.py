@@ -260,7 +260,9 @@ def test_a_failed_sync_acknowledges_nothing(spool: Spool, monkeypatch: pytest.Mo
 # ---------------------------------------------------------------- a full disk
 
 
-def test_a_full_disk_is_told_and_outlived(spool: Spool, full: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_and_outlived(
+    spool: Spool, full: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = write(spool, b"before" * 100)
     full()
     with pytest.raises(OutOfStorage):
@@ -285,7 +287,7 @@ def test_a_disk_that_fills_under_a_large_instance(
         sink.write(b"l" * 2000)
     sink.abort()
     assert spool.segments() == []
-    os.pwritev = pwritev  # type: ignore[assignment]
+    os.pwritev = pwritev
     sink = spool.open(ORIGIN)
     sink.write(b"l" * 2000)
     full()
@@ -293,7 +295,7 @@ def test_a_disk_that_fills_under_a_large_instance(
         sink.close()
     sink.abort()
     assert spool.segments() == []
-    os.pwritev = pwritev  # type: ignore[assignment]
+    os.pwritev = pwritev
     item = write(spool, b"next")
     spool.sync()
     assert read(spool, item) == b"next"
