@@ -56,8 +56,19 @@ _PRIMARY = sa.select(t.image_set.c.pk).where(
 )
 _PRIMARY_OF_SERIES = Statement(_PRIMARY.where(t.image_set.c.series_uid == sa.bindparam("series_uid")))
 _PRIMARY_OF_STUDY = Statement(_PRIMARY.where(t.image_set.c.study_uid == sa.bindparam("study_uid")).limit(1))
-_LOCKS = sa.select(t.set_lock.c.image_set_pk).where(
-    t.set_lock.c.image_set_pk.in_(sa.bindparam("set_pks", expanding=True))
+_LOCKS = (
+    sa.select(t.set_lock.c.image_set_pk)
+    .join(t.image_set, t.image_set.c.pk == t.set_lock.c.image_set_pk)
+    .where(
+        sa.or_(
+            t.image_set.c.pk.in_(sa.bindparam("set_pks", expanding=True)),
+            sa.and_(
+                t.image_set.c.datastore_pk == sa.bindparam("datastore_pk"),
+                t.image_set.c.study_uid.in_(sa.bindparam("study_uids", expanding=True)),
+                t.image_set.c.is_primary,
+            ),
+        )
+    )
 )
 _NEW_SET = Statement(sa.insert(t.image_set).returning(t.image_set.c.pk))
 _STATE = Statement(
@@ -281,8 +292,13 @@ class _Publisher:
             if isinstance(result, Prepared):
                 groups.setdefault(result.key, []).append((position, result))
         studies, series = self._existing(batch, groups)
-        primaries = [int(primary.image_set) for primary in series.values()]
-        if any(self._connection.execute(_LOCKS, {"set_pks": some}).first() for some in _slices(primaries)):
+        # What an operation is about to make of a study's grouping elements decides where the instances belong.
+        held = {
+            "set_pks": [int(primary.image_set) for primary in series.values()],
+            "datastore_pk": batch.datastore_pk,
+            "study_uids": sorted({key.study_uid for key in groups}),
+        }
+        if self._connection.execute(_LOCKS, held).first() is not None:
             return False
         for assignment in assign(groups, studies, series):
             instances = groups[assignment.key]

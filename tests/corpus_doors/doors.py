@@ -66,11 +66,8 @@ class Stow:
 
     name = "STOW-RS"
 
-    def __init__(self, gateway: RunningGateway) -> None:
-        self._http = httpx.Client(base_url=gateway.http, timeout=60)
-
-    def close(self) -> None:
-        self._http.close()
+    def __init__(self, gateway: RunningGateway, http: httpx.Client) -> None:
+        self._http = http
 
     def send(self, files: Sequence[Sample]) -> dict[Sample, Receipt | None]:
         batches = [files[start : start + _IN_A_REQUEST] for start in range(0, len(files), _IN_A_REQUEST)]
@@ -141,8 +138,9 @@ class Dimse:
 
     name = "C-STORE"
 
-    def __init__(self, gateway: RunningGateway) -> None:
+    def __init__(self, gateway: RunningGateway, http: httpx.Client) -> None:
         self._gateway = gateway
+        self._http = http
         self._known: set[tuple[Uids, str]] = set()
         self._accepted = 0
         self._counting = Lock()
@@ -174,7 +172,7 @@ class Dimse:
         assert self._imported() == self._accepted
 
     def _imported(self) -> int:
-        lines = re.findall(r'gateway_instances_total\{[^}]*source="dimse"[^}]*\} (\S+)', self._gateway.get("/metrics").text)
+        lines = re.findall(r'gateway_instances_total\{[^}]*source="dimse"[^}]*\} (\S+)', self._http.get("/metrics").text)
         return sum(int(float(count)) for count in lines)
 
     def _beside(self) -> Iterable[tuple[Uids, str]]:
@@ -182,9 +180,9 @@ class Dimse:
         token: str | None = None
         while True:
             query = {"maxResults": "100"} | ({"nextToken": token} if token else {})
-            page = self._gateway.get("/dicomweb/conflicts", params=query).json()
+            page = self._http.get("/dicomweb/conflicts", params=query).json()
             for conflict in page["conflicts"]:
-                rows = self._gateway.get("/dicomweb/instances", params={"imageSetId": conflict["imageSetId"]}).json()
+                rows = self._http.get("/dicomweb/instances", params={"imageSetId": conflict["imageSetId"]}).json()
                 assert len(rows) == conflict["instances"]
                 for row in rows:
                     yield uids_of(row), conflict["imageSetId"]
@@ -223,6 +221,9 @@ class Dimse:
             (context.abstract_syntax, context.transfer_syntax[0]): context.context_id
             for context in association.accepted_contexts
         }
+        association._reactor_checkpoint.clear()  # as send_c_store does: answers are for us, not for the reactor
+        while not association._is_paused:
+            time.sleep(0.005)
         answers: list[Receipt | None] = []
         for number, (sop_class, sop_uid, syntax, data) in enumerate(carried, 1):
             context = accepted.get((sop_class, syntax))
@@ -241,6 +242,7 @@ class Dimse:
             status = answer.Status
             stored = status == 0 or status >> 12 == 0xB
             answers.append(Receipt(stored, status, str(getattr(answer, "ErrorComment", "") or "")))
+        association._reactor_checkpoint.set()
         association.release()
         with self._counting:
             self._accepted += sum(answer is not None and answer.stored for answer in answers)
@@ -252,19 +254,22 @@ def uids_of(row: dict[str, Any]) -> Uids:
     return row["0020000D"]["Value"][0], row["0020000E"]["Value"][0], row["00080018"]["Value"][0]
 
 
-def latest_version(gateway: RunningGateway, image_set: str) -> int:
-    answer = httpx.post(f"{gateway.http}/datastore/{gateway.datastore}/imageSet/{image_set}/getImageSet", timeout=30)
-    assert answer.status_code == 200, answer.text
-    return int(answer.json()["versionId"])
+class ImageSets:
+    """The image sets of the default data store, through the HealthImaging API."""
 
+    def __init__(self, gateway: RunningGateway, http: httpx.Client) -> None:
+        self._base = f"/datastore/{gateway.datastore}"
+        self._http = http
 
-def primary_image_set(gateway: RunningGateway, series: str) -> str:
-    filters = [{"DICOMSeriesInstanceUID": series}], [{"isPrimary": True}]
-    answer = httpx.post(
-        f"{gateway.http}/datastore/{gateway.datastore}/searchImageSets",
-        json={"filters": [{"operator": "EQUAL", "values": values} for values in filters]},
-        timeout=30,
-    )
-    assert answer.status_code == 200, answer.text
-    (found,) = answer.json()["imageSetsMetadataSummaries"]
-    return str(found["imageSetId"])
+    def latest_version(self, image_set: str) -> int:
+        answer = self._http.post(f"{self._base}/imageSet/{image_set}/getImageSet")
+        assert answer.status_code == 200, answer.text
+        return int(answer.json()["versionId"])
+
+    def primary_image_set(self, series: str) -> str:
+        filters = [{"DICOMSeriesInstanceUID": series}], [{"isPrimary": True}]
+        criteria = {"filters": [{"operator": "EQUAL", "values": values} for values in filters]}
+        answer = self._http.post(f"{self._base}/searchImageSets", json=criteria)
+        assert answer.status_code == 200, answer.text
+        (found,) = answer.json()["imageSetsMetadataSummaries"]
+        return str(found["imageSetId"])

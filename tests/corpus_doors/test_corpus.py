@@ -25,10 +25,9 @@ from tests.corpus_doors.doors import (
     AT_ONCE,
     Dimse,
     Door,
+    ImageSets,
     Receipt,
     Stow,
-    latest_version,
-    primary_image_set,
     uids_of,
 )
 from tests.corpus_doors.samples import Sample, Uids, repeated, rounds, samples
@@ -42,17 +41,22 @@ STORED_FRAMES = 'multipart/related; type="*/*"; transfer-syntax=*'
 ROLES = ("web", "dimse", "worker")
 
 
+@pytest.fixture
+def http(gateway: RunningGateway) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=gateway.http, timeout=60) as client:
+        yield client
+
+
 @pytest.fixture(params=[Stow, Dimse], ids=["stow", "c-store"])
-def door(request: pytest.FixtureRequest, gateway: RunningGateway) -> Iterator[Door]:
-    made: Door = request.param(gateway)
-    yield made
-    if isinstance(made, Stow):
-        made.close()
+def door(request: pytest.FixtureRequest, gateway: RunningGateway, http: httpx.Client) -> Door:
+    made: Door = request.param(gateway, http)
+    return made
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # as it reads UIDs that are none
 def test_every_file(
     gateway: RunningGateway,
+    http: httpx.Client,
     door: Door,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -68,7 +72,7 @@ def test_every_file(
     faults: list[str] = []
 
     import time,sys; T=[time.time()]; L=lambda w: (print(w, round(time.time()-T[0],1), file=sys.stderr), T.__setitem__(0,time.time()))
-    receipts = send_well_formed(gateway, door, good, repeated(files))
+    receipts = send_well_formed(ImageSets(gateway, http), door, good, repeated(files))
     L("good")
     refusals = {file: receipt for file, receipt in receipts.items() if not receipt.stored}
     faults += [f"{file.name}: {receipt.code:04X} {receipt.message}" for file, receipt in refusals.items()]
@@ -88,7 +92,7 @@ def test_every_file(
     table["well-formed: compared at the version they made"] = sum(bool(receipt.version) for receipt in stored.values())
 
     L("x")
-    found = {"QIDO-RS": searched(gateway), "C-FIND": queried(gateway, monkeypatch)}
+    found = {"QIDO-RS": searched(http), "C-FIND": queried(gateway, monkeypatch)}
     L("search")
     for way, rows in found.items():
         missing = (primary | {file.uids for file in neighbours}) - rows.keys()
@@ -102,7 +106,7 @@ def test_every_file(
                 if rows[file.uids] != file.patient_name:
                     faults.append(f"{file.name}: {way} says {rows[file.uids]!r} for {file.patient_name!r}")
 
-    with ThreadPoolExecutor(AT_ONCE) as pool, httpx.Client(base_url=gateway.http, timeout=60) as http:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         jobs = [pool.submit(returned, http, file, receipt, table, faults) for file, receipt in stored.items()]
         jobs += [pool.submit(returned, http, file, Receipt(True), Counter(), faults) for file in neighbours]
         for job in jobs:
@@ -119,9 +123,7 @@ def test_every_file(
     assert gateway.get("/readyz").status_code == 200
 
 
-def send_well_formed(
-    gateway: RunningGateway, door: Door, files: list[Sample], shared: set[str]
-) -> dict[Sample, Receipt]:
+def send_well_formed(held: ImageSets, door: Door, files: list[Sample], shared: set[str]) -> dict[Sample, Receipt]:
     """Sends the files; for those whose SOP Instance UID comes again, notes which version each has made.
 
     Within a round no SOP Instance UID comes twice, so that the latest version at its end has this round's content.
@@ -133,8 +135,8 @@ def send_well_formed(
             receipts[file] = receipt
             assert file.uids is not None
             if receipt.stored and file.uids[2] in shared:
-                image_set = receipt.image_set or primary_image_set(gateway, file.uids[1])
-                receipt.version = latest_version(gateway, image_set)
+                image_set = receipt.image_set or held.primary_image_set(file.uids[1])
+                receipt.version = held.latest_version(image_set)
     return receipts
 
 
@@ -170,12 +172,12 @@ def neighbour(folder: Path, number: int) -> Sample:
     return Sample(path.name, path, True, True, uids, "1.2.840.10008.5.1.4.1.1.2", EXPLICIT_LE)
 
 
-def searched(gateway: RunningGateway) -> dict[Uids, str]:
+def searched(http: httpx.Client) -> dict[Uids, str]:
     """Every instance that QIDO-RS lists, by pages, with the patient's name in all its groups."""
     found: dict[Uids, str] = {}
     while True:
         query: dict[str, Any] = {"limit": 500, "offset": len(found), "includefield": "PatientName"}
-        rows = gateway.get("/dicomweb/instances", params=query).json()
+        rows = http.get("/dicomweb/instances", params=query).json()
         found |= {uids_of(row): _name(row) for row in rows}
         if not rows:
             return found
@@ -209,7 +211,7 @@ def queried(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> dict[Ui
         above = {"StudyInstanceUID": study.StudyInstanceUID}
         for series in ask(QueryRetrieveLevel="SERIES", **above, SeriesInstanceUID=""):
             within = above | {"SeriesInstanceUID": series.SeriesInstanceUID}
-            if not re.fullmatch("[0-9.]+", series.SeriesInstanceUID):
+            if not re.fullmatch("[0-9.]+", str(series.SeriesInstanceUID)):
                 continue  # broken files are stored with UIDs that no query may ask for
             for image in ask(QueryRetrieveLevel="IMAGE", **within, SOPInstanceUID=""):
                 uids = (str(study.StudyInstanceUID), str(series.SeriesInstanceUID), str(image.SOPInstanceUID))

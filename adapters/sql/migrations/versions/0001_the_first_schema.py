@@ -458,7 +458,7 @@ def upgrade() -> None:
         sa.Column("state", WORD, nullable=False),
         sa.Column("workflow", WORD, nullable=False),
         sa.Column("message", sa.Text(), nullable=True),
-        sa.Column("forced", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("forced", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("study_uid", WORD, nullable=False),
         sa.Column("series_uid", WORD, nullable=False),
         sa.Column("levels_doc", KEY, nullable=True),
