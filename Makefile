@@ -46,7 +46,7 @@ test: lint types imports ## Set up and test all; REQUIRE=all: a missing componen
 
 .PHONY: lint
 lint: $(VENV)/dev.stamp ## Style and common mistakes
-	$(BIN)/ruff check gateway adapters conformance tests docs benchmarks
+	$(BIN)/ruff check .
 
 .PHONY: types
 types: $(VENV)/dev.stamp ## mypy, strict
@@ -61,8 +61,8 @@ contract: $(VENV)/dev.stamp ## The backend port's contract, on SQLite and, if th
 	REQUIRE=$(REQUIRE) $(BIN)/python -m pytest tests/contract $(ARGS) < /dev/null
 
 .PHONY: demo
-demo: $(VENV)/run.stamp ## Show the main job, end to end
-	$(BIN)/python -m benchmarks.demo $(ARGS)
+demo: $(VENV)/dev.stamp ## Show the main job, end to end
+	$(BIN)/python -m demo $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/dev.stamp ## Measure against the budgets
@@ -70,8 +70,8 @@ bench: $(VENV)/dev.stamp ## Measure against the budgets
 
 .PHONY: campaign
 campaign: $(VENV)/dev.stamp ## A long run of one property: NAME=...
-	@test -n "$(NAME)" || { echo "usage: make campaign NAME=..." >&2; exit 2; }
-	GATEWAY_TEST_CAMPAIGN=$(NAME) $(BIN)/python -m pytest tests -k "$(NAME)" $(ARGS)
+	@test -n "$(NAME)" || { echo "usage: make campaign NAME=... (see campaigns/)" >&2; exit 2; }
+	$(BIN)/python -m campaigns.$(NAME) $(ARGS)
 
 .PHONY: docs
 docs: $(VENV)/run.stamp ## Write the generated pages

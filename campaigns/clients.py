@@ -14,7 +14,7 @@ import httpx
 
 from campaigns.dimse import Association, Lost
 from campaigns.faces import INSTANCE, SERIES, Faces, Unexpected, value
-from campaigns.instances import LARGE, SYNTAXES, Instance, make
+from campaigns.instances import LARGE, NATIVE, SYNTAXES, Instance, make
 from tests.running import RunningGateway
 
 QUIET_SERIES: Final = 5
@@ -85,7 +85,8 @@ def instances(seed: int, point: int, client: int) -> Iterator[Instance]:
             yield make(seed, point, _LARGE_SERIES, place, shape=LARGE)
         else:
             syntax = choice.choices(SYNTAXES, (4, 1, 1))[0]
-            yield make(seed, point, choice.randint(1, _SERIES), place, syntax)
+            shape = (64, 64) if syntax == NATIVE else choice.choice(((64, 64), (512, 512)))
+            yield make(seed, point, choice.randint(1, _SERIES), place, syntax, shape)
 
 
 def associations(

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -42,8 +42,8 @@ _CLIENTS: Final = (
 VICTIMS: Final = ("supervisor", "web", "dimse", "worker", "decoder")
 MEND_S: Final = 60.0
 """How long a gateway may take to have everything that it acknowledged in its searches."""
-_DECODER_S = 3.0
-"""How long to wait for a decode process to kill: the first compressed instance starts one."""
+_DECODER_S = 5.0
+"""How long to wait for a decode process to kill, best in the midst of its work: a compressed instance starts one."""
 
 
 @dataclass(slots=True)
@@ -129,7 +129,7 @@ class Campaign:
         with Faces(self._gateway) as faces:
             _until(lambda: not _backlog(faces, ("encode", "import", "update")), MEND_S)
             for study, instances in self._studies.items():
-                report.at_the_end += _half_visible(faces, study, instances)
+                report.at_the_end += half_visible(faces, study, instances)
             if faces.conflicts():
                 report.at_the_end.append(f"{faces.conflicts()} conflicts, of instances that have none")
         report.at_the_end += invariants.broken(self._gateway.data)
@@ -148,24 +148,25 @@ class Campaign:
             stop.set()
         ready_s = self._mended(victim, died)
         stop.set()
-        half_visible = clients.join(threads, MEND_S) + traffic.refused
+        faults = clients.join(threads, MEND_S) + traffic.refused
         with Faces(self._gateway) as faces:
             studies = sorted({one.study for one in traffic.sent.values()})
             lost, late = self._settled(faces, traffic, studies)
             complete_s = time.monotonic() - died
+            faults += late
             duplicated = []
             for study in studies:
                 seen = Counter(value(row, INSTANCE) for row in faces.rows(f"/studies/{study}/instances"))
                 duplicated += [f"duplicated: {sop} {count} times" for sop, count in seen.items() if count > 1]
                 known = {sop: traffic.sent[sop] for sop in seen if sop in traffic.sent}
-                half_visible += [f"never sent: {sop}" for sop in seen if sop not in traffic.sent]
-                half_visible += late + _half_visible(faces, study, known)
+                faults += [f"never sent: {sop}" for sop in seen if sop not in traffic.sent]
+                faults += half_visible(faces, study, known)
                 self._studies[study] = known
-            failed, wrong = _edits_kept(faces, traffic.edits)
-        half_visible += wrong + invariants.broken(self._gateway.data)
+            failed, wrong = edits_kept(faces, traffic.edits)
+        faults += wrong + invariants.broken(self._gateway.data)
         acknowledged, edits = len(traffic.acknowledged), len(traffic.edits)
         return Point(
-            number, victim, ready_s, complete_s, acknowledged, edits, failed, lost, duplicated, half_visible
+            number, victim, ready_s, complete_s, acknowledged, edits, failed, lost, duplicated, faults
         )
 
     def _send_quiet_series(self, traffic: Traffic, point: int) -> None:
@@ -182,24 +183,28 @@ class Campaign:
         if victim == "supervisor":
             self._gateway.process.kill()
             return victim, time.monotonic()
-        found = next(self._processes(victim, _DECODER_S if victim == "decoder" else 20.0), None)
-        if found is None:
-            return self._kill("worker")
-        found.send_signal(signal.SIGKILL)
-        return victim, time.monotonic()
-
-    def _processes(self, role: str, patience_s: float) -> Iterator[psutil.Process]:
-        """Processes of a role among the descendants of our own supervisor; waits for the first."""
-        sign = "adapters.codecs.sandbox" if role == "decoder" else f"gateway {role} --link"
+        patience_s = _DECODER_S if victim == "decoder" else 20.0
         deadline = time.monotonic() + patience_s
         while True:
-            for process in psutil.Process(self._gateway.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    if sign in " ".join(process.cmdline()):
-                        yield process
+            late = time.monotonic() > deadline - patience_s / 2
+            for process in self._processes(victim):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if victim != "decoder" or late or process.status() == psutil.STATUS_RUNNING:
+                        process.send_signal(signal.SIGKILL)
+                        return victim, time.monotonic()
             if time.monotonic() > deadline:
-                return
-            time.sleep(0.01)
+                return self._kill("worker")
+            time.sleep(0.002)
+
+    def _processes(self, role: str) -> list[psutil.Process]:
+        """Processes of a role among the descendants of our own supervisor."""
+        sign = "adapters.codecs.sandbox" if role == "decoder" else f"gateway {role} --link"
+        found = []
+        for process in psutil.Process(self._gateway.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if sign in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
     def _mended(self, victim: str, died: float) -> float:
         """Seconds from the kill until `/readyz` is 200 and every process is up again."""
@@ -248,7 +253,7 @@ class Campaign:
 # ---------------------------------------------------------------- looking
 
 
-def _half_visible(faces: Faces, study: str, known: dict[str, Instance]) -> list[str]:
+def half_visible(faces: Faces, study: str, known: dict[str, Instance]) -> list[str]:
     """What of a study does not agree: search, counts, metadata, frames, versions."""
     faults: list[str] = []
     by_series: dict[str, set[str]] = {}
@@ -285,7 +290,7 @@ def _half_visible(faces: Faces, study: str, known: dict[str, Instance]) -> list[
     return faults
 
 
-def _edits_kept(faces: Faces, edits: Sequence[Edit]) -> tuple[int, list[str]]:
+def edits_kept(faces: Faces, edits: Sequence[Edit]) -> tuple[int, list[str]]:
     """How many accepted edits became *_FAILED with a message, and which were not kept."""
     failed = 0
     faults: list[str] = []
@@ -330,7 +335,7 @@ def _backlog(faces: Faces, kinds: Sequence[str]) -> int:
     return sum(work[kind]["waiting"] + work[kind]["running"] for kind in kinds if kind in work)
 
 
-def _until(done: Any, patience_s: float) -> bool:
+def _until(done: Callable[[], bool], patience_s: float) -> bool:
     """Asks until it is so; False after `patience_s`. Errors of a mending gateway count as no."""
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:

@@ -119,7 +119,8 @@ def _watch(supervisor: int, memory: dict[str, list[float]], ended: threading.Eve
         for process in (own, *own.children(recursive=True)):
             with contextlib.suppress(psutil.Error):
                 words = process.cmdline()
-                role = "decoders" if "adapters.codecs.sandbox" in " ".join(words) else words[3]
+                is_decoder = "adapters.codecs.sandbox" in " ".join(words)
+                role = "decoders" if is_decoder else words[words.index("gateway") + 1]
                 resident = process.memory_info()
                 sums[role] += resident.rss - resident.shared
         for role, size in sums.items():

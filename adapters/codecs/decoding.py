@@ -64,6 +64,10 @@ class _Process:
     def alive(self) -> bool:
         return self._process.poll() is None
 
+    @property
+    def killed(self) -> bool:
+        return self._process.poll() == -signal.SIGKILL
+
     def send(self, head: dict[str, Any], payload: bytes, timeout_s: float) -> None:
         self._socket.settimeout(timeout_s)
         wire.send(self._socket, head, payload)
@@ -150,9 +154,10 @@ class DecodePool:
         encoded and checked by decoding; a legal HTJ2K frame with RPCL options is kept. No more than a frame or two
         are held at a time.
 
-        The iterator raises PixelFault: 0xB120 for a syntax that no codec reads, 0xB100 for a frame that cannot be
-        decoded, or whose decoder crashed, hung or took too much memory; Unavailable if no process could be had.
-        Close it, or drop it, to give up early.
+        A process that is killed from outside costs nothing: once, another one takes its job. The iterator raises
+        PixelFault: 0xB120 for a syntax that no codec reads, 0xB100 for a frame that cannot be decoded, or whose
+        decoder crashed, hung or took too much memory; Unavailable if no process could be had. Close it, or drop it,
+        to give up early.
         """
         return Ingestion(self._ingest(path, base, extents, syntax, format))
 
@@ -161,20 +166,24 @@ class DecodePool:
 
         Raises NotAcceptable for a frame that cannot be decoded, whatever the reason; Unavailable.
         """
-        process = self._acquire()
-        sound = False
-        try:
-            job = {"do": "decode", "syntax": syntax, "format": dataclasses.asdict(format)}
-            process.send(job, data, self._frame_timeout_s)
-            head, native = process.receive(_most(format), self._frame_timeout_s)
-            sound = not head.get("spent")
-            if "fault" in head:
-                raise NotAcceptable(str(head["reason"]))
-            return native
-        except (wire.Lost, TimeoutError) as error:
-            raise NotAcceptable(self._blame(process, error)) from error
-        finally:
-            self._release(process, sound)
+        job = {"do": "decode", "syntax": syntax, "format": dataclasses.asdict(format)}
+        for is_last in (False, True):
+            process = self._acquire()
+            sound = False
+            try:
+                process.send(job, data, self._frame_timeout_s)
+                head, native = process.receive(_most(format), self._frame_timeout_s)
+                sound = not head.get("spent")
+                if "fault" in head:
+                    raise NotAcceptable(str(head["reason"]))
+                return native
+            except (wire.Lost, TimeoutError) as error:
+                reason = self._blame(process, error)
+                if is_last or not _was_killed(process, error):
+                    raise NotAcceptable(reason) from error
+            finally:
+                self._release(process, sound)
+        raise AssertionError("the last attempt returns or raises")
 
     @property
     def idle(self) -> int:
@@ -198,28 +207,37 @@ class DecodePool:
     ) -> Iterator[IngestedFrame | bytes]:
         if syntaxes.stored_as(syntax, format) is None:
             raise PixelFault(UNSUPPORTED_TRANSFER_SYNTAX, f"Transfer syntax {syntax} is not supported.")
-        process = self._acquire()
-        sound = False
+        job = {"do": "ingest", "path": path, "base": base, "extents": [list(f) for f in extents], "syntax": syntax}
+        job |= {"format": dataclasses.asdict(format)}
         left_s = self._instance_timeout_s
-        try:
-            job = {"do": "ingest", "path": path, "base": base, "extents": [list(f) for f in extents], "syntax": syntax}
-            process.send(job | {"format": dataclasses.asdict(format)}, b"", self._frame_timeout_s)
-            while True:
-                asked = time.monotonic()
-                head, data = process.receive(_most(format), max(min(left_s, self._frame_timeout_s), 0.0))
-                left_s -= time.monotonic() - asked
-                if "digest" in head:
-                    sound = True
-                    yield bytes.fromhex(head["digest"])
-                    return
-                if "fault" in head:
-                    sound = not head.get("spent")
-                    raise PixelFault(int(head["fault"]), str(head["reason"]))
-                yield IngestedFrame(data, FrameFacts(*head["facts"]), int(head["prefix"]))
-        except (wire.Lost, TimeoutError, KeyError, TypeError, ValueError) as error:
-            raise PixelFault(TRANSCODING_EXCEPTION, self._blame(process, error)) from error
-        finally:
-            self._release(process, sound)
+        taken = 0
+        for is_last in (False, True):
+            process = self._acquire()
+            sound = False
+            come = 0
+            try:
+                process.send(job, b"", self._frame_timeout_s)
+                while True:
+                    asked = time.monotonic()
+                    head, data = process.receive(_most(format), max(min(left_s, self._frame_timeout_s), 0.0))
+                    left_s -= time.monotonic() - asked
+                    if "digest" in head:
+                        sound = True
+                        yield bytes.fromhex(head["digest"])
+                        return
+                    if "fault" in head:
+                        sound = not head.get("spent")
+                        raise PixelFault(int(head["fault"]), str(head["reason"]))
+                    come += 1
+                    if come > taken:  # a second process starts with frames that the first has given already
+                        taken = come
+                        yield IngestedFrame(data, FrameFacts(*head["facts"]), int(head["prefix"]))
+            except (wire.Lost, TimeoutError, KeyError, TypeError, ValueError) as error:
+                reason = self._blame(process, error)
+                if is_last or not _was_killed(process, error):
+                    raise PixelFault(TRANSCODING_EXCEPTION, reason) from error
+            finally:
+                self._release(process, sound)
 
     def _blame(self, process: _Process, error: Exception) -> str:
         """Why a process failed its job. Raises Unavailable if the pool was closed meanwhile."""
@@ -278,6 +296,11 @@ class DecodePool:
                 self._all.discard(process)
                 process.reap()
             self._free.notify()
+
+
+def _was_killed(process: _Process, error: Exception) -> bool:
+    """Whether a process was ended from outside (by hand, or for want of memory elsewhere): no fault of its job."""
+    return isinstance(error, wire.Lost) and process.killed
 
 
 def _most(format: PixelFormat) -> int:

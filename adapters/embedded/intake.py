@@ -208,6 +208,22 @@ def _submit_rest(
     return len(rest)
 
 
+def retry_failed(database: Database) -> int:
+    """Gives jobs that failed as a whole another chance, at the start of a worker: what failed them may be mended."""
+    j = t.job
+    with database.write() as connection:
+        failed = connection.execute(
+            sa.update(j)
+            .where(j.c.status == JobStatus.FAILED, j.c.keeps_spool)
+            .values(status=JobStatus.SUBMITTED, message=None, keeps_spool=False)
+            .returning(j.c.pk, j.c.id, j.c.source, j.c.staged)
+        ).all()
+        for pk, job_id, source, staged in failed:
+            subject = {"job": pk, "id": job_id, "source": source, "instances": len(unpack_items(staged))}
+            enqueue(connection, "import", subject)
+    return len(failed)
+
+
 def _unneeded(database: Database, segment: str) -> bool:
     """No pixels lie in it any more and every job that names it has ended."""
     with database.read() as connection:
@@ -217,7 +233,7 @@ def _unneeded(database: Database, segment: str) -> bool:
             .join(t.job_segment)
             .where(
                 t.job_segment.c.segment == segment,
-                t.job.c.status.in_((JobStatus.SUBMITTED, JobStatus.IN_PROGRESS)),
+                sa.or_(t.job.c.status.in_((JobStatus.SUBMITTED, JobStatus.IN_PROGRESS)), t.job.c.keeps_spool),
             )
             .limit(1)
         )

@@ -14,7 +14,7 @@ from isal import isal_zlib
 
 from adapters.embedded import docs
 from adapters.embedded.chunks import deflate
-from adapters.embedded.preparing import Packs, Prepared, PreparedPixel
+from adapters.embedded.preparing import PROCESSING_FAILURE, Packs, Prepared, PreparedPixel
 from adapters.sql import index
 from adapters.sql import tables as t
 from adapters.sql.database import Database, Statement, insert_or_keep, now_ms
@@ -539,6 +539,7 @@ class _Publisher:
                 "n_identical": sum(o.identical for o in stored),
                 "n_failed": len(outcomes) - len(stored),
                 "n_warned": sum(o.warning is not None for o in stored),
+                "keeps_spool": any(o.failure == PROCESSING_FAILURE for o in outcomes),
                 "outcomes": pack_outcomes(outcomes),
             },
         )

@@ -33,6 +33,8 @@ _GROUP = 64
 """Import jobs that share a transaction at most."""
 _GROUP_INSTANCES = 2000
 _IDLE_S = 1.0
+_PAUSES_MS = {False: 200, True: 2000}
+"""Before the second attempt; eight times as long before the third. Somebody waits for an edit to end."""
 _LOCKED_MS = 50
 """How long a job waits before it tries again at a locked image set."""
 
@@ -76,6 +78,8 @@ class Worker:
 
     def run(self) -> None:
         """Until `stop`: finishes what it has begun, then returns."""
+        with suppress(GatewayError):
+            intake.retry_failed(self.database)
         self.encoder.start()
         looked = 0.0
         while not self._stop.is_set():
@@ -138,12 +142,12 @@ class Worker:
             detail = fault.detail if isinstance(fault, GatewayError) else type(fault).__name__
             log.exception("worker.failed", kinds=sorted({item.kind for item in items}), items=len(items))
             for item in items:
-                if isinstance(fault, Unavailable):
-                    self.queue.retry(item, detail, delay_ms=200, counts=False)
+                if isinstance(fault, Unavailable | OSError):  # the machine's fault, not the work's: it may take long
+                    self.queue.retry(item, detail, delay_ms=1000, counts=False)
                 elif len(items) > 1:
                     self._guarded([item], functools.partial(self._import, [item]))
                 elif item.attempt < MAX_ATTEMPTS:
-                    self.queue.retry(item, detail, delay_ms=200 * item.attempt)
+                    self.queue.retry(item, detail, delay_ms=_PAUSES_MS[item.kind == "import"] * item.attempt**3)
                 else:
                     self._give_up(item, detail)
         finally:
@@ -156,7 +160,12 @@ class Worker:
                 connection.execute(
                     sa.update(t.job)
                     .where(t.job.c.pk == item.subject["job"])
-                    .values(status=JobStatus.FAILED, ended_at=now_ms(), message=f"INTERNAL_ERROR: {detail}")
+                    .values(
+                        status=JobStatus.FAILED,
+                        ended_at=now_ms(),
+                        message=f"INTERNAL_ERROR: {detail}",
+                        keeps_spool=True,
+                    )
                 )
             self._ring([item])
         else:

@@ -268,6 +268,8 @@ job = Table(
     Column("n_failed", Integer, nullable=False, server_default="0"),
     Column("n_warned", Integer, nullable=False, server_default="0"),
     Column("outcomes", LargeBinary),
+    # The spool holds the only copy of something that this job could not import: its segments stay.
+    Column("keeps_spool", Boolean, nullable=False, server_default=false()),
     Index("ix_job_listing", "datastore_pk", "submitted_at", "pk"),
 )
 

@@ -225,8 +225,8 @@ sys.stdin.readline()
 
 async def main():
     jobs = []
-    for n in range(15):
-        sop = 1 + name * 15 + n
+    for n in range(8):
+        sop = 1 + name * 8 + n
         sink = process.staging.open(Origin(datastore, "stow"))
         sink.write(instance(uid(1), uid(1, 1), uid(1, 1, sop), InstanceNumber=sop))
         item = sink.close()
@@ -266,7 +266,7 @@ def test_processes_that_import_into_one_series(store: Store) -> None:
         assert process.stdout is not None
         process.stdout.close()
     store.work()
-    assert store.sops(uid(1)) == [uid(1, 1, n) for n in range(1, 61)]
+    assert store.sops(uid(1)) == [uid(1, 1, n) for n in range(1, 33)]
     assert store.rows("SELECT count(*) FROM image_set") == [(1,)]
     invariants.check(store)
     invariants.check_rebuild(store)
