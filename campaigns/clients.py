@@ -6,9 +6,9 @@ Each runs in a thread until `stop`, takes what it sends from a seed, and sends a
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import httpx
 
@@ -70,8 +70,14 @@ class Traffic:
             self.acknowledged.update(sops)
 
 
-Client = Callable[[RunningGateway, Traffic, threading.Event, int, int, int], None]
-"""`client(gateway, traffic, stop, seed, point, place)`"""
+class Client(Protocol):
+    """What runs in a thread of its own: `client` tells it from the others that share a study."""
+
+    __name__: str
+
+    def __call__(
+        self, gateway: RunningGateway, traffic: Traffic, stop: threading.Event, seed: int, point: int, client: int
+    ) -> None: ...
 
 
 def instances(seed: int, point: int, client: int) -> Iterator[Instance]:
@@ -228,9 +234,15 @@ def start(
     works: Sequence[Client], gateway: RunningGateway, traffic: Traffic, stop: threading.Event, seed: int, point: int
 ) -> list[threading.Thread]:
     """Starts clients that share a study, `point` of the seed."""
+
+    def run(work: Client, place: int) -> None:
+        try:
+            work(gateway, traffic, stop, seed, point, place)
+        except Exception as fault:  # a client that died unseen would let the gateway pass
+            traffic.refused.append(f"{work.__name__} ended: {fault!r}")
+
     threads = [
-        threading.Thread(target=work, args=(gateway, traffic, stop, seed, point, place), daemon=True)
-        for place, work in enumerate(works)
+        threading.Thread(target=run, args=(work, place), daemon=True) for place, work in enumerate(works)
     ]
     for thread in threads:
         thread.start()

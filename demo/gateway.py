@@ -62,6 +62,11 @@ class Gateway:
         self.datastore: str = listening["datastoreId"]
         return True
 
+    @property
+    def pid(self) -> int:
+        """Of the supervisor."""
+        return self._process.pid
+
     def last_words(self) -> list[str]:
         """What the log complains of, for who has to find out why a step failed."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []

@@ -41,7 +41,8 @@ class Statement:
     """A statement of the publishing path: compiled once for each engine, then given to the driver as it is.
 
     Building and compiling cost many times what SQLite takes to run it. Parameters are by name and always the same
-    ones; lists as parameters are not for this class. Rows are plain tuples.
+    ones; lists as parameters are not for this class. Rows are plain tuples. To be run inside `Database.write`, which
+    has begun the transaction: the driver is not asked to.
     """
 
     def __init__(self, clause: sa.Executable) -> None:

@@ -34,7 +34,8 @@ class Receipt:
     """Of the non-primary image set that it landed in."""
     version: int | None = None
     """Where a file shares its SOP Instance UID: the version of its image set that this one made."""
-    url: str | None = None
+    follows: bool = False
+    """The instance was there already: this one is another state of it, or the same once more."""
 
 
 class Door(Protocol):
@@ -56,8 +57,8 @@ class Door(Protocol):
         """
         ...
 
-    def settle(self) -> None:
-        """Returns when everything that was accepted is imported."""
+    def settle(self) -> int:
+        """Returns when everything that was accepted is imported: how many of it the import has refused."""
         ...
 
 
@@ -88,8 +89,8 @@ class Stow:
         (answer,) = [*by_uid.values(), *others]
         return [first, answer, second]
 
-    def settle(self) -> None:
-        """An answer comes after the import."""
+    def settle(self) -> int:
+        return 0  # an answer comes after the import
 
     def _post(self, files: Sequence[Sample]) -> tuple[dict[str, Receipt], list[Receipt]]:
         """One request: the receipts by SOP Instance UID, and those of instances that have none."""
@@ -125,7 +126,7 @@ class Stow:
         url = item["00081190"]["Value"][0]
         found = re.search(r"\?imageSetId=([0-9a-z]{32})\Z", url)
         warning = item.get("00081196", {}).get("Value", [0])[0]
-        return Receipt(True, warning, image_set=found[1] if found else None, url=url)
+        return Receipt(True, warning, image_set=found[1] if found else None)
 
     @staticmethod
     def _bad(item: dict[str, Any]) -> Receipt:
@@ -164,16 +165,19 @@ class Dimse:
     def send_between(self, files: tuple[Sample, Sample, Sample]) -> list[Receipt | None]:
         return [None, None, None] if files[1].for_dimse() is None else self._associate(files)
 
-    def settle(self) -> None:
+    def settle(self) -> int:
         deadline = time.monotonic() + _SETTLED_S
-        while self._imported() < self._accepted:
-            assert time.monotonic() < deadline, f"{self._imported()} of {self._accepted} imported"
+        while sum((counts := self._imported()).values()) < self._accepted:
+            assert time.monotonic() < deadline, f"{counts} of {self._accepted} imported"
             time.sleep(0.05)
-        assert self._imported() == self._accepted
+        assert sum(counts.values()) == self._accepted
+        return counts.get("failed", 0)
 
-    def _imported(self) -> int:
-        lines = re.findall(r'gateway_instances_total\{[^}]*source="dimse"[^}]*\} (\S+)', self._http.get("/metrics").text)
-        return sum(int(float(count)) for count in lines)
+    def _imported(self) -> dict[str, int]:
+        """Instances by what became of them."""
+        lines = re.findall(r"(?m)^gateway_instances_total\{(.+)\} (\S+)$", self._http.get("/metrics").text)
+        labels = ((dict(re.findall(r'(\w+)="(\w+)"', text)), int(float(count))) for text, count in lines)
+        return {each["outcome"]: count for each, count in labels if each["source"] == "dimse"}
 
     def _beside(self) -> Iterable[tuple[Uids, str]]:
         """Every instance in a non-primary image set, as the list of conflicts and QIDO tell."""

@@ -4,7 +4,7 @@ import hashlib
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ class Truth:
 
     all_frames: str
     each_frame: tuple[str, ...] = ()
-    unpacked_bits: bool = False
+    """Of long lists only the first ones, "..." and the last one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,8 @@ class Sample:
     def data(self) -> bytes:
         return self.path.read_bytes()
 
-    def read(self) -> Dataset:
+    @cached_property
+    def data_set(self) -> Dataset:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return pydicom.dcmread(DicomBytesIO(self.data), force=True)
@@ -91,6 +92,7 @@ class Sample:
         return sop_class, sop_uid, self.syntax, self.data[stream.tell() :]
 
 
+@cache
 def samples() -> list[Sample]:
     """All files, in the order of their names."""
     return _of_corpus(CORPUS) if CORPUS is not None else _of_pydicom()
@@ -125,8 +127,7 @@ def _of_corpus(folder: Path) -> list[Sample]:
         exact = pixel.get("ground_truth", "").startswith(_EXACT) and not damaged
         truth = None
         if exact:
-            unpacked = "unpacked" in pixel.get("note", "")
-            truth = Truth(pixel["decoded_sha256"], tuple(pixel.get("frame_sha256", ())), unpacked)
+            truth = Truth(pixel["decoded_sha256"], tuple(pixel.get("frame_sha256", ())))
         made.append(
             Sample(
                 name=record["path"],

@@ -86,9 +86,14 @@ def test_finish_removes_in_the_callers_transaction(queues: Queues) -> None:
     queue = queues.of("one")
     queues.add(1)
     (item,) = queue.lease(("import",), 1)
-    with queues.database.engine.connect() as connection:
-        queue.finish(connection, item)
-        connection.rollback()
+
+    def fails_afterwards() -> None:
+        with queues.database.write() as connection:
+            queue.finish(connection, item)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails_afterwards()
     assert queues.states() == [("running", "one", 1)]
     with queues.database.write() as connection:
         queue.finish(connection, item)

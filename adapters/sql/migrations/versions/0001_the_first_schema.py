@@ -242,7 +242,7 @@ def upgrade() -> None:
         sa.Column("n_failed", sa.Integer(), server_default="0", nullable=False),
         sa.Column("n_warned", sa.Integer(), server_default="0", nullable=False),
         sa.Column("outcomes", sa.LargeBinary(), nullable=True),
-        sa.Column("keeps_spool", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("keeps_spool", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.ForeignKeyConstraint(
             ["datastore_pk"], ["datastore.pk"], name=op.f("fk_job_datastore_pk"), ondelete="RESTRICT"
         ),
