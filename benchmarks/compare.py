@@ -56,8 +56,10 @@ def targets(scratch: Path) -> dict[str, dict[str, Any]]:
         ORTHANC: {
             "dicomweb": f"http://127.0.0.1:{orthanc_http}/dicom-web",
             "ae": {"title": "ORTHANC", "host": "127.0.0.1", "port": orthanc_dimse},
-            "start": [*peer, "orthanc", "--data", str(scratch / "orthanc")]
-            + ["--http", str(orthanc_http), "--dicom", str(orthanc_dimse)],
+            "start": [
+                *(*peer, "orthanc", "--data", str(scratch / "orthanc")),
+                *("--http", str(orthanc_http), "--dicom", str(orthanc_dimse)),
+            ],
             "env": {"TCP_NODELAY": "1"},
         },
         STORESCP: {
@@ -140,12 +142,16 @@ def advantage(figure: str, ours: float, theirs: float) -> float:
     return better / worse if worse else float("inf")
 
 
-def budget_rows(budgets: Sequence[Mapping[str, Any]], results: Results, studies: int) -> Iterator[list[str]]:
+def budget_rows(
+    budgets: Sequence[Mapping[str, Any]], results: Results, environment: Mapping[str, Any]
+) -> Iterator[list[str]]:
     """A row for each budget that was measured: cell, figure, ours, peer, ratio, budget, whether it is met."""
     for budget in budgets:
         peer, figure = budget.get("peer", ORTHANC), budget["figure"]
         mine = results.get(OURS if peer == ORTHANC else f"{OURS} beside {peer}", {})
-        if budget.get("studies", studies) != studies or not (budget["cell"] == "*" or budget["cell"] in mine):
+        if any(budget.get(name, environment[name]) != environment[name] for name in ("studies", "series")):
+            continue
+        if budget["cell"] != "*" and budget["cell"] not in mine:
             continue
         ours, theirs = (_value(cells, budget["cell"], figure) for cells in (mine, results.get(peer, {})))
         ratio = None if ours is None or theirs is None else advantage(figure, ours, theirs)
@@ -166,7 +172,9 @@ def cell_rows(results: Results) -> Iterator[tuple[bool, list[str]]]:
         figure = next((name for name in _HEADLINES if name in mine or name in theirs), "")
         ours, other = (figures.get(figure) if figures.get("ok") else None for figures in (mine, theirs))
         ratio = None if ours is None or other is None else advantage(figure, ours, other)
-        is_good = ours is not None and (ratio is None or ratio >= 1)
+        is_good = ratio is None or ratio >= 1
+        if ours is None:  # what neither serves is nobody's loss
+            is_good = bool(mine.get("unsupported")) and other is None
         row = [f"`{cell}`", figure, _text(ours, mine), _text(other, theirs), _text(ratio)]
         row += [
             _text(mine.get("p95_ms")),
@@ -207,7 +215,7 @@ def report(
     lines = [
         f"{environment['time'][:10]}, {where}; a series of {environment['series']}, {environment['studies']} studies."
     ]
-    rows = list(budget_rows(budgets, results, environment["studies"]))
+    rows = list(budget_rows(budgets, results, environment))
     lines += ["", *_table(("cell", "figure", "ours", "peer", "ratio", "budget", ""), rows)]
     lines += ["", f"Failed, or below Orthanc's: {', '.join(behind) if behind else 'none'}.", ""]
     heads = ("cell", "figure", "ours", "Orthanc", "ratio", "p95 ms", "CPU ms", "memory MB")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
+import psutil  # type: ignore[import-untyped,unused-ignore]
 
 from demo.gateway import ROOT, Gateway
 
@@ -41,7 +41,7 @@ def harness_module(name: str) -> Any:
 
 
 def ct_series(tag: str, count: int) -> list[Any]:
-    """CT instances of 0.53 MB, by the harness's generator: `study`, `series`, `sop`, `sop_class`, `data`, `dataset()`."""
+    """CT instances of 0.53 MB, by the harness's generator: with `study`, `series`, `sop`, `data` and `dataset()`."""
     CACHE.mkdir(parents=True, exist_ok=True)
     return list(harness_module("gen").CTSource(str(CACHE), count).series(tag, count))
 

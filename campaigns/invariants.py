@@ -44,7 +44,7 @@ _NONE: dict[str, str] = {
         WHERE (s.state = 'LOCKED') <> (l.image_set_pk IS NOT NULL)""",
     "a lock has its work item": """
         SELECT l.image_set_pk FROM set_lock l LEFT JOIN work w ON w.pk = l.work_pk WHERE w.pk IS NULL""",
-    "an image set is one series": """
+    "members are records of their own data store": """
         SELECT m.image_set_pk FROM member m JOIN record r ON r.pk = m.record_pk JOIN image_set s
         ON s.pk = m.image_set_pk WHERE r.datastore_pk <> s.datastore_pk""",
     "a study's counts are the sums over its primary image sets": """

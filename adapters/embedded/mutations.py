@@ -29,6 +29,7 @@ from adapters.sql.queue import WorkItem, WorkQueue, enqueue
 from gateway.domain import edits, metadata
 from gateway.domain.edits import Changes, MetadataUpdate, Overlay
 from gateway.domain.errors import Locked, NotFound, UnacceptableUpdate, VersionConflict
+from gateway.domain.grouping import key_of, study_difference
 from gateway.domain.ids import DatastoreId
 from gateway.domain.model import ImageSet, ImageSetRef, ImageSetState, Workflow
 from gateway.ports import BlobStore
@@ -263,22 +264,11 @@ class Mutations:
         self, connection: sa.Connection, state: SetState, update: MetadataUpdate, version: int, *, sibling: bool
     ) -> None:
         instances = _Instances(connection, self._blobs, state.pk)
-        siblings = connection.execute(
-            sa.select(t.image_set.c.pk)
-            .where(
-                t.image_set.c.datastore_pk == state.datastore_pk,
-                t.image_set.c.study_uid == state.study_uid,
-                t.image_set.c.is_primary,
-                t.image_set.c.state != ImageSetState.DELETED,
-                t.image_set.c.pk != state.pk,
-            )
-            .limit(1)
-        ).first()
         plan = edits.plan(
             update,
             edits.ImageSetContent(
                 is_primary=state.is_primary,
-                sibling_primaries=state.is_primary and siblings is not None,
+                sibling_primaries=self._sibling(connection, state) is not None,
                 levels=state.levels,
                 overlay=state.overlay,
                 series_uid=state.series_uid,
@@ -317,6 +307,24 @@ class Mutations:
         if opened:
             connection.execute(sa.insert(t.member), opened)
 
+    def _sibling(self, connection: sa.Connection, state: SetState) -> int | None:
+        """Another primary image set of a primary one's study."""
+        if not state.is_primary:
+            return None
+        s = t.image_set
+        pk: int | None = connection.execute(
+            sa.select(s.c.pk)
+            .where(
+                s.c.datastore_pk == state.datastore_pk,
+                s.c.study_uid == state.study_uid,
+                s.c.is_primary,
+                s.c.state != ImageSetState.DELETED,
+                s.c.pk != state.pk,
+            )
+            .limit(1)
+        ).scalar()
+        return pk
+
     def _revert(self, connection: sa.Connection, state: SetState, to: int, version: int) -> None:
         v, m = t.version, t.member
         content = connection.execute(
@@ -347,6 +355,14 @@ class Mutations:
         state.study_uid, state.series_uid = row.study_uid, row.series_uid
         state.n_instances, state.n_frames = row.n_instances, row.n_frames
         state.searchable = None
+        sibling = self._sibling(connection, state)
+        if sibling is not None:
+            theirs = key_of(load_state(connection, sibling, state.datastore_id).shown())
+            apart = study_difference(key_of(state.shown()), theirs)
+            if apart:
+                raise UnacceptableUpdate(
+                    f"{apart} must be the same in all primary image sets of the study, and was another one in that version."
+                )
 
     def _delete(self, item: WorkItem) -> None:
         pk = item.subject["set"]

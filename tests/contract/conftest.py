@@ -22,6 +22,12 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails is tried again at once."""
+    monkeypatch.setattr("adapters.embedded.worker._PAUSES_MS", (1, 1))
+
+
 @pytest.fixture(scope="session")
 def decoder() -> Iterator[DecodePool]:
     pool = DecodePool(1)

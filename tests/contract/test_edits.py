@@ -138,6 +138,18 @@ def test_a_study_edit_is_for_all_or_none(store: Store) -> None:
     store.work()
 
 
+def test_a_revert_does_not_tear_a_study_apart(store: Store) -> None:
+    one, _ = store.put(slice_(1), slice_(1, series=2))
+    store.edit(one.image_set, 1, patient(PatientID="P9"), study=True)
+    failed = store.edit(one.image_set, 2, revert=1)
+    assert failed.workflow == Workflow.UPDATE_FAILED
+    assert failed.message is not None
+    assert failed.message.startswith("PatientID")
+    assert {value(read, "PatientID") for read in store.json(STUDY)} == {"P9"}
+    store.edit(one.image_set, 3, patient(PatientName="New^Name"))
+    assert store.edit(one.image_set, 4, revert=2).workflow == Workflow.UPDATED
+
+
 def test_a_grouping_element_of_one_of_many_needs_the_study(store: Store) -> None:
     one, _ = store.put(slice_(1), slice_(1, series=2))
     failed = store.edit(one.image_set, 1, patient(PatientID="P9"))

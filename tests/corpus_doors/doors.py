@@ -10,6 +10,8 @@ from threading import Lock
 from typing import Any, Protocol
 
 import httpx
+import pydicom
+from pydicom.dataset import Dataset
 from pynetdicom import AE
 from pynetdicom.dimse_primitives import C_STORE
 
@@ -83,6 +85,12 @@ class Stow:
                 assert not by_uid
         return receipts
 
+    def send_all(self, files: Sequence[Sample]) -> None:
+        """All in one request; every one must be stored."""
+        answer = self._request(files)
+        assert answer.status_code == 200, answer.text[:500]
+        assert len(answer.json()["00081199"]["Value"]) == len(files)
+
     def send_between(self, files: tuple[Sample, Sample, Sample]) -> list[Receipt | None]:
         by_uid, others = self._post(files)
         first, second = (by_uid.pop(file.uids[2]) for file in (files[0], files[2]) if file.uids is not None)
@@ -94,14 +102,7 @@ class Stow:
 
     def _post(self, files: Sequence[Sample]) -> tuple[dict[str, Receipt], list[Receipt]]:
         """One request: the receipts by SOP Instance UID, and those of instances that have none."""
-        body = b"".join(
-            b"--%b\r\nContent-Type: application/dicom\r\n\r\n%b\r\n" % (_BOUNDARY, file.data) for file in files
-        )
-        answer = self._http.post(
-            "/dicomweb/studies",
-            content=body + b"--%b--\r\n" % _BOUNDARY,
-            headers={"content-type": f'multipart/related; type="application/dicom"; boundary={_BOUNDARY.decode()}'},
-        )
+        answer = self._request(files)
         assert answer.status_code in (200, 202, 409), (answer.status_code, answer.text[:300])
         module = answer.json()
         by_uid: dict[str, Receipt] = {}
@@ -120,6 +121,16 @@ class Stow:
         perfect = len(stored) == len(files) and not any(receipt.code for receipt in stored)
         assert answer.status_code == (409 if not stored else 200 if perfect else 202)
         return by_uid, others
+
+    def _request(self, files: Sequence[Sample]) -> httpx.Response:
+        body = b"".join(
+            b"--%b\r\nContent-Type: application/dicom\r\n\r\n%b\r\n" % (_BOUNDARY, file.data) for file in files
+        )
+        return self._http.post(
+            "/dicomweb/studies",
+            content=body + b"--%b--\r\n" % _BOUNDARY,
+            headers={"content-type": f'multipart/related; type="application/dicom"; boundary={_BOUNDARY.decode()}'},
+        )
 
     @staticmethod
     def _good(item: dict[str, Any]) -> Receipt:
@@ -161,6 +172,14 @@ class Dimse:
             if receipt is not None and receipt.stored and file.uids is not None:
                 receipt.image_set = beside.get(file.uids)
         return receipts
+
+    def send_all(self, files: Sequence[Sample]) -> None:
+        """All in one association; every one must be stored. Returns when they are imported."""
+        for answer in self._associate(files):
+            assert answer is not None
+            assert answer.stored
+            assert not answer.code
+        assert self.settle() == 0
 
     def send_between(self, files: tuple[Sample, Sample, Sample]) -> list[Receipt | None]:
         return [None, None, None] if files[1].for_dimse() is None else self._associate(files)
@@ -264,6 +283,37 @@ class ImageSets:
     def __init__(self, gateway: RunningGateway, http: httpx.Client) -> None:
         self._base = f"/datastore/{gateway.datastore}"
         self._http = http
+
+    def search(self) -> list[dict[str, Any]]:
+        """The summaries of all."""
+        found: list[dict[str, Any]] = []
+        token: str | None = None
+        while True:
+            query = {"maxResults": "50"} | ({"nextToken": token} if token else {})
+            answer = self._http.post(f"{self._base}/searchImageSets", params=query, json={})
+            assert answer.status_code == 200, answer.text
+            found += answer.json()["imageSetsMetadataSummaries"]
+            token = answer.json().get("nextToken")
+            if token is None:
+                return found
+
+    def document(self, image_set: str) -> dict[str, Any]:
+        """The metadata document of the latest version."""
+        answer = self._http.post(f"{self._base}/imageSet/{image_set}/getImageSetMetadata")
+        assert answer.status_code == 200, answer.text
+        made: dict[str, Any] = answer.json()
+        return made
+
+    def instance(self, uids: Uids, image_set: str, version: int) -> Dataset | None:
+        """An instance as it was in a version; None where it was not there yet."""
+        url = "/dicomweb/studies/{}/series/{}/instances/{}".format(*uids)
+        answer = self._http.get(
+            url, params={"imageSetId": image_set, "version": version}, headers={"accept": "application/dicom"}
+        )
+        if answer.status_code == 404:
+            return None
+        assert answer.status_code == 200, answer.text
+        return pydicom.dcmread(BytesIO(answer.content))
 
     def latest_version(self, image_set: str) -> int:
         answer = self._http.post(f"{self._base}/imageSet/{image_set}/getImageSet")

@@ -6,7 +6,6 @@ Well-formed: stored, found, and back with equal attributes and bit-equal frames.
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,12 +43,6 @@ ROLES = ("web", "dimse", "worker")
 COUNTS_AS_ENCODING = (0x00080005, 0x00082111)
 """Specific Character Set, and a transcoder's note in Derivation Description: what differs in these alone is identical
 content, which makes no version."""
-
-
-@pytest.fixture
-def http(gateway: RunningGateway) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=gateway.http, timeout=60) as client:
-        yield client
 
 
 @pytest.fixture(params=[Stow, Dimse], ids=["stow", "c-store"])

@@ -58,7 +58,7 @@ def test_what_the_campaigns_look_for_is_seen(lasting: RunningGateway, tmp_path: 
     sent = [make(9, 1, 1, number, syntax) for number, syntax in enumerate(SYNTAXES, 1)]
     known = {one.sop: one for one in sent}
     with Faces(lasting) as faces:
-        assert faces.stow(sent) == set(known)
+        assert faces.stow(sent[:1]) | faces.stow(sent[1:]) == set(known)
         study = sent[0].study
         assert kill.half_visible(faces, study, known) == []
         never = make(9, 1, 1, 99)
@@ -79,8 +79,8 @@ def test_what_the_campaigns_look_for_is_seen(lasting: RunningGateway, tmp_path: 
         "under its seq": "UPDATE version SET seq = seq + 1",
         "time in": "UPDATE change SET at = -seq",
         "members of a version": "UPDATE version SET n_instances = n_instances + 1",
-        "disjoint": "UPDATE member SET v_to = 1; INSERT INTO member SELECT pk + 100000, image_set_pk, sop_uid, v_from, "
-        "v_to + 1, record_pk, overlay_pk, number, sop_class FROM member",
+        "disjoint": "UPDATE member SET v_to = v_from + 1; INSERT INTO member SELECT pk + 100000, image_set_pk, "
+        "sop_uid, v_from, v_to + 1, record_pk, overlay_pk, number, sop_class FROM member",
         "under a lock": "UPDATE version SET content = NULL",
         "LOCKED where": "UPDATE image_set SET state = 'LOCKED'",
         "work item": "INSERT INTO set_lock SELECT pk, 0 FROM image_set",
@@ -156,12 +156,9 @@ def test_a_fault_that_passes_costs_nothing_that_was_acknowledged(gateway: Runnin
     packs.write_text("in the way")
     instance = make(9, 4, 1, 1)
     assert _store(gateway, instance) == 0
-    with Faces(gateway) as faces:
-        deadline = time.monotonic() + 20
-        while not (tried := gateway.log.read_text().count('"worker.failed"')) or faces.queue()["work"].get("import"):
-            if tried >= 4 or time.monotonic() > deadline:
-                break
-            time.sleep(0.1)
+    deadline = time.monotonic() + 10
+    while gateway.log.read_text().count('"worker.failed"') < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
     gateway.stop()
     packs.unlink()
     if (gateway.data / "pack.away").exists():
