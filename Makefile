@@ -66,7 +66,7 @@ demo: $(VENV)/dev.stamp ## Show the main job, end to end
 
 .PHONY: bench
 bench: $(VENV)/dev.stamp ## Measure against the budgets
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks.compare $(ARGS)
 
 .PHONY: campaign
 campaign: $(VENV)/dev.stamp ## A long run of one property: NAME=...

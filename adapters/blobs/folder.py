@@ -90,6 +90,8 @@ class FolderBlobs:
         if descriptor is not None:
             self._open.move_to_end(name)
             return descriptor
+        if len(self._open) >= _OPEN_FILES or name.startswith("spool/"):
+            self._forget_deleted()
         try:
             descriptor = os.open(self.root / name, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as missing:
@@ -98,6 +100,11 @@ class FolderBlobs:
         if len(self._open) > _OPEN_FILES:
             os.close(self._open.popitem(last=False)[1])
         return descriptor
+
+    def _forget_deleted(self) -> None:
+        """Closes files that another process has deleted: an open descriptor would keep their space."""
+        for name in [name for name, descriptor in self._open.items() if os.fstat(descriptor).st_nlink == 0]:
+            os.close(self._open.pop(name))
 
     def delete(self, name: str) -> None:
         with self._lock:

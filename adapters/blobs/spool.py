@@ -53,6 +53,8 @@ class _Progress:
     dirty: set[int] = field(default_factory=set)
     in_sync: set[int] = field(default_factory=set)
     """Descriptors that are being synced: not to be closed meanwhile."""
+    failed: list[tuple[int, int, OSError]] = field(default_factory=list)
+    """Frames after the first number, up to the second, whose sync failed."""
 
 
 class Spool:
@@ -98,14 +100,19 @@ class Spool:
                     self._lock.acquire()
                 progress.syncing = False
                 progress.in_sync = set()
-                if fault is None:
-                    progress.synced = reached
-                    for segment in list(self._segments.values()):
-                        self._let_go(segment)
-                else:  # what is not on the disk stays dirty: the next caller tries again
-                    progress.dirty |= dirty
-                self._changed.notify_all()
                 if fault is not None:
+                    # The kernel may have dropped what it could not write, and would report success the next time:
+                    # what was in this sync is never promised, and nothing more is written behind it.
+                    progress.failed.append((progress.synced, reached, fault))
+                    if self._current is not None:
+                        self._current.sealed = True
+                        self._current = None
+                progress.synced = reached
+                for segment in list(self._segments.values()):
+                    self._let_go(segment)
+                self._changed.notify_all()
+            for low, high, fault in progress.failed:
+                if low < target <= high:
                     raise translate(fault) from fault
 
     def settle(self, segments: Iterable[str]) -> None:

@@ -312,7 +312,7 @@ def create_datastore(database: Database, name: str | None, client_token: str | N
         ).one()
         connection.execute(
             sa.insert(t.datastore_seq),
-            {"datastore_pk": row.pk, "seq": 0, "n_studies": 0, "n_series": 0, "n_instances": 0, "last_at": 0},
+            {"datastore_pk": row.pk, "seq": 0, "last_at": 0},
         )
         if client_token is not None:
             insert_or_keep(connection.dialect.name, k).run(connection, {**token, "answer": datastore_id})

@@ -361,7 +361,7 @@ class Mutations:
             apart = study_difference(key_of(state.shown()), theirs)
             if apart:
                 raise UnacceptableUpdate(
-                    f"{apart} must be the same in all primary image sets of the study, and was another one in that version."
+                    f"{apart} must be the same in all primary image sets of the study: that version had another."
                 )
 
     def _delete(self, item: WorkItem) -> None:

@@ -34,10 +34,11 @@ from gateway.domain.model import (
 from gateway.domain.pixels import PixelFormat
 from gateway.ports import BlobStore, Codec
 
-_COMMA = deflate(b",")
-_OPEN = deflate(b"[")
-_CLOSE = deflate(b"]")
-_TAIL = deflate(metadata.TAIL)
+# Stored, not compressed: the bytes of an old version's document must not depend on a compressor's version.
+_COMMA = literal(b",")
+_OPEN = literal(b"[")
+_CLOSE = literal(b"]")
+_TAIL = literal(metadata.TAIL)
 _FRAME_ID = re.compile(r"[0-9a-f]{32}")
 _SELECTED = 4096
 _SELECTED_ENTRIES = 64

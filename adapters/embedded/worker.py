@@ -3,7 +3,7 @@
 import functools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,6 +33,8 @@ _GROUP = 64
 """Import jobs that share a transaction at most."""
 _GROUP_INSTANCES = 2000
 _IDLE_S = 1.0
+_DEATHS = 8
+"""How often a worker may die over one job before nobody takes it up any more."""
 _PAUSES_MS = {False: 200, True: 2000}
 """Before the second attempt; eight times as long before the third. Somebody waits for an edit to end."""
 _LOCKED_MS = 50
@@ -44,6 +46,23 @@ _JOB = (
     .join(t.datastore, t.datastore.c.pk == t.job.c.datastore_pk)
     .where(t.job.c.pk == sa.bindparam("job_pk"))
 )
+
+
+def _groups(imports: list[WorkItem]) -> Iterator[list[WorkItem]]:
+    """Jobs that share a transaction; one that was begun before, and not ended, gets its own."""
+    group: list[WorkItem] = []
+    count = 0
+    for item in imports:
+        if item.attempt > 1:
+            yield [item]
+            continue
+        if group and count + item.subject["instances"] > _GROUP_INSTANCES:
+            yield group
+            group, count = [], 0
+        group.append(item)
+        count += item.subject["instances"]
+    if group:
+        yield group
 
 
 class ImportMetrics(Protocol):
@@ -110,14 +129,11 @@ class Worker:
         for item in items:
             if item.kind != "import":
                 self._guarded([item], functools.partial(self.mutations.run, item))
-        imports = [item for item in items if item.kind == "import"]
-        while imports:
-            group: list[WorkItem] = []
-            count = 0
-            while imports and (not group or count + imports[0].subject["instances"] <= _GROUP_INSTANCES):
-                count += imports[0].subject["instances"]
-                group.append(imports.pop(0))
-            self._guarded(group, functools.partial(self._import, group))
+        for group in _groups([item for item in items if item.kind == "import"]):
+            if group[0].attempt > _DEATHS:
+                self._give_up(group[0], "the worker died of it")
+            else:
+                self._guarded(group, functools.partial(self._import, group))
         return bool(items)
 
     def _guarded(self, items: list[WorkItem], run: Callable[[], None]) -> None:

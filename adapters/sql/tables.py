@@ -70,9 +70,6 @@ datastore_seq = Table(  # apart from datastore: this row is hot, and foreign key
     metadata,
     Column("datastore_pk", Key, ForeignKey("datastore.pk"), primary_key=True, autoincrement=False),
     Column("seq", BigInteger, nullable=False, server_default="0"),
-    Column("n_studies", BigInteger, nullable=False, server_default="0"),
-    Column("n_series", BigInteger, nullable=False, server_default="0"),
-    Column("n_instances", BigInteger, nullable=False, server_default="0"),
     Column("last_at", BigInteger, nullable=False, server_default="0"),
 )
 

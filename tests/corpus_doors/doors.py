@@ -52,6 +52,10 @@ class Door(Protocol):
         """
         ...
 
+    def send_all(self, files: Sequence[Sample]) -> None:
+        """Sends all in one request or association; every one must be stored. Returns when they are imported."""
+        ...
+
     def send_between(self, files: tuple[Sample, Sample, Sample]) -> list[Receipt | None]:
         """Sends three files in one request or association, in this order, of which the middle one may be broken.
 
@@ -86,7 +90,6 @@ class Stow:
         return receipts
 
     def send_all(self, files: Sequence[Sample]) -> None:
-        """All in one request; every one must be stored."""
         answer = self._request(files)
         assert answer.status_code == 200, answer.text[:500]
         assert len(answer.json()["00081199"]["Value"]) == len(files)
@@ -174,7 +177,6 @@ class Dimse:
         return receipts
 
     def send_all(self, files: Sequence[Sample]) -> None:
-        """All in one association; every one must be stored. Returns when they are imported."""
         for answer in self._associate(files):
             assert answer is not None
             assert answer.stored

@@ -5,7 +5,7 @@ compared with the gateway's and not with themselves.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +98,9 @@ def test_conflicting_files(gateway: RunningGateway, http: httpx.Client, way: str
     folders = conflicting(tmp_path)
     by_folder = way.endswith("folders")
     jobs = folders if by_folder else [[sample] for folder in folders for sample in folder]
-    send: Callable[[Sequence[Sample]], object]
-    if way.startswith("stow"):
-        send = Stow(gateway, http).send_all
-    else:
-        send = Dimse(gateway, http).send_all
+    door = (Stow if way.startswith("stow") else Dimse)(gateway, http)
     for job in jobs:
-        send(job)
+        door.send_all(job)
 
     wanted = expected(jobs)
     assert any(not primary for primary, _, _ in wanted)
