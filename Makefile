@@ -5,6 +5,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
+# Test files that run side by side. Each gateway under test is four processes of its own.
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
 ARGS ?=
 
 # The newest Python 3.13, 3.12 or 3.11 that runs: on the PATH, or one of pyenv's.
@@ -42,7 +44,7 @@ run: $(VENV)/run.stamp ## Set up and serve; ARGS='--workers 2' adds flags
 .PHONY: test
 test: lint types imports ## Set up and test all; REQUIRE=all: a missing component is a failure
 	COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')") \
-	  REQUIRE=$(REQUIRE) $(BIN)/python -m pytest $(TESTS) --cov --cov-report=term $(ARGS) < /dev/null
+	  REQUIRE=$(REQUIRE) $(BIN)/python -m pytest $(TESTS) -n $(JOBS) --dist loadfile --cov --cov-report=term $(ARGS) < /dev/null
 
 .PHONY: lint
 lint: $(VENV)/dev.stamp ## Style and common mistakes

@@ -59,9 +59,6 @@ COMPONENTS: dict[str, tuple[str, Callable[[], bool]]] = {
     "corpus": ("the corpus of DICOM files (GATEWAY_TEST_DATA)", lambda: CORPUS is not None),
 }
 
-_skipped: dict[str, list[str]] = {}
-
-
 @functools.cache
 def is_here(component: str) -> bool:
     """Whether this machine has a component."""
@@ -71,14 +68,13 @@ def is_here(component: str) -> bool:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
         for component in mark.args:
-            require(component, item.nodeid)
+            require(component)
 
 
-def require(component: str, wanted_by: str) -> None:
+def require(component: str) -> None:
     """Skips the running test where a component is missing; fails it under REQUIRE=all."""
     if is_here(component):
         return
-    _skipped.setdefault(component, []).append(wanted_by)
     name = COMPONENTS[component][0]
     if REQUIRE_ALL:
         pytest.fail(f"{name} is missing (REQUIRE=all)", pytrace=False)
@@ -95,8 +91,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not missing:
         return
     terminalreporter.section("missing components")
+    # From the reports, which also come from other processes when tests run side by side.
+    reports = [report for kind in ("skipped", "failed") for report in terminalreporter.stats.get(kind, ())]
     for component in missing:
-        tests = _skipped.get(component, [])
+        words = f"{COMPONENTS[component][0]} is missing"
+        tests = [report.nodeid for report in reports if words in str(report.longrepr)]
         files = sorted({test.partition("::")[0] for test in tests})
         what = f"{len(tests)} tests of {', '.join(files)}" if tests else "nothing"
         verb = "failed" if REQUIRE_ALL else "skipped"
@@ -104,9 +103,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 @pytest.fixture
-def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """The SQLAlchemy URL of a fresh, empty PostgreSQL database, dropped afterwards."""
-    require("postgres", request.node.nodeid)
+    require("postgres")
     name = f"gateway_{secrets.token_hex(6)}"
     with psycopg.connect(_libpq(POSTGRES), autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[arg-type,unused-ignore]

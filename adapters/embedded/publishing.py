@@ -539,7 +539,11 @@ class _Publisher:
                 "n_identical": sum(o.identical for o in stored),
                 "n_failed": len(outcomes) - len(stored),
                 "n_warned": sum(o.warning is not None for o in stored),
-                "keeps_spool": any(o.failure == PROCESSING_FAILURE for o in outcomes),
+                # An association has acknowledged all it staged: what the import refuses afterwards is kept as it came.
+                "keeps_spool": any(
+                    o.failure == PROCESSING_FAILURE or (o.failure is not None and batch.source == "dimse")
+                    for o in outcomes
+                ),
                 "outcomes": pack_outcomes(outcomes),
             },
         )

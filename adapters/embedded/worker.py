@@ -214,6 +214,9 @@ class Worker:
                 for r in batch.results
             ]
             self.metrics.imported(batch.source, outcomes, time.monotonic() - began)
+            refused = [o.failure for o in outcomes if o.failure is not None]
+            if refused and batch.source == "dimse":
+                log.warning("import.refused_after_acknowledgement", job=batch.item.subject["id"], codes=sorted(refused))
 
     def _ring(self, items: Sequence[WorkItem]) -> None:
         for item in items:

@@ -5,7 +5,7 @@ import asyncio
 import sqlalchemy as sa
 
 from adapters.sql.database import Database, now_ms
-from adapters.sql.tables import pixel, work
+from adapters.sql.tables import job, pixel, work
 
 
 class Status:
@@ -19,7 +19,8 @@ class Status:
         await asyncio.to_thread(self._ping)
 
     async def work(self) -> dict[str, dict[str, float]]:
-        """Kind of work item -> `waiting`, `running`, `oldest_s`; `encode` counts pixel data that awaits encoding."""
+        """Kind of work item -> `waiting`, `running`, `oldest_s`; `encode` counts pixel data that awaits
+        encoding, `kept` the jobs whose instances could not all be imported and are kept in the spool."""
         return await asyncio.to_thread(self._work)
 
     def _ping(self) -> None:
@@ -34,13 +35,16 @@ class Status:
                     work.c.kind, work.c.state
                 )
             ).all()
-            raw = connection.execute(sa.select(sa.func.count()).where(
-                    pixel.c.state == sa.literal_column("'raw'")  # as text, so that the partial index serves
-                )).scalar_one()
+            kept_jobs = sa.select(sa.func.count()).select_from(job).where(sa.text("keeps_spool"))
+            kept = connection.execute(kept_jobs).scalar_one()
+            # As text, so that the partial index serves.
+            raw_pixels = sa.select(sa.func.count()).select_from(pixel).where(sa.text("state = 'raw'"))
+            raw = connection.execute(raw_pixels).scalar_one()
         for kind, state, count, since in rows:
             numbers = kinds.setdefault(kind, {"waiting": 0, "running": 0, "oldest_s": 0})
             numbers[state] = count
             if state == "waiting":
                 numbers["oldest_s"] = round(max(0, now_ms() - since) / 1000, 1)
+        kinds["kept"] = {"waiting": kept, "running": 0, "oldest_s": 0}
         kinds["encode"] = {"waiting": raw, "running": 0, "oldest_s": 0}
         return kinds

@@ -268,6 +268,7 @@ job = Table(
     # The spool holds the only copy of something that this job could not import: its segments stay.
     Column("keeps_spool", Boolean, nullable=False, server_default=false()),
     Index("ix_job_listing", "datastore_pk", "submitted_at", "pk"),
+    Index("ix_job_kept", "pk", sqlite_where=text("keeps_spool"), postgresql_where=text("keeps_spool")),
 )
 
 job_segment = Table(  # which spool segments a job's instances lie in: what a restart must not submit again

@@ -7,10 +7,11 @@ from typing import Final
 
 from ..domain.errors import Unavailable
 from ..domain.ids import DatastoreId
-from ..domain.model import Origin, Outcome, Staged
+from ..domain.model import JobStatus, Origin, Outcome, Staged
 from ..ports import Buffer, Intake, Sink, Staging
 
 CANNOT_UNDERSTAND: Final = 0xC000
+PROCESSING_FAILURE: Final = 0x0110
 LARGE_WRITE: Final = 1 << 20
 """Bytes from which a write is worth the hop to a thread."""
 
@@ -80,11 +81,12 @@ class Store:
             job = await self._intake.submit(datastore, staged)
             result = await self._intake.result(job, self._timeout_s)
             if result is None:
+                await asyncio.to_thread(self._staging.sync)  # the import has not made them durable yet
                 raise Unavailable(
                     f"The instances are safe, but their import did not end within {self._timeout_s:g} s. "
                     "Send them again later: what is stored by then counts as success."
                 )
-            answers = iter(result.outcomes)
+            answers = iter(map(_not_imported, staged) if result.job.status is JobStatus.FAILED else result.outcomes)
             outcomes = [next(answers) if outcome is None else outcome for outcome in outcomes]
         return [outcome for outcome in outcomes if outcome is not None]
 
@@ -94,6 +96,12 @@ class Store:
         else:
             sink.abort()
             outcomes[-1] = _refused("An instance without a single byte.")
+
+
+def _not_imported(staged: Staged) -> Outcome:
+    """Of a job that failed as a whole: nothing is known of its instances but where they came from."""
+    message = f"{staged.origin.name}: the import failed; see the log and send it again."
+    return Outcome(None, None, None, None, failure=PROCESSING_FAILURE, message=message)
 
 
 def _refused(message: str) -> Outcome:

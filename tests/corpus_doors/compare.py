@@ -46,7 +46,7 @@ def _differences(sent: Dataset, returned: Dataset, path: str, allowed: Collectio
             continue
         a, b = _element(sent, tag), _element(returned, tag)
         if a is None or b is None:
-            same = a is b or sent.get_item(tag).value == returned.get_item(tag).value  # type: ignore[union-attr]
+            same = a is b or sent.get_item(tag).value == returned.get_item(tag).value
             if not same:
                 yield f"{path}{tag:08X}: unreadable on one side, and not the same bytes"
         elif isinstance(a.value, Items) and isinstance(b.value, Items):
@@ -81,7 +81,7 @@ def _equal_unknown(a: DataElement, b: DataElement) -> bool:
     stream = DicomBytesIO()
     stream.is_little_endian = stream.is_implicit_VR = True
     write_data_element(stream, known)
-    return stream.getvalue()[8:] == unknown.value
+    return bool(stream.getvalue()[8:] == unknown.value)
 
 
 def _element(data_set: Dataset, tag: int) -> DataElement | None:

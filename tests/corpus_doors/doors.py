@@ -243,7 +243,7 @@ class Dimse:
         association = entity.associate(host, port, ae_title=self._gateway.aet)
         assert association.is_established
         accepted = {
-            (context.abstract_syntax, context.transfer_syntax[0]): context.context_id
+            (str(context.abstract_syntax), str(context.transfer_syntax[0])): context.context_id
             for context in association.accepted_contexts
         }
         association._reactor_checkpoint.clear()  # as send_c_store does: answers are for us, not for the reactor
@@ -263,8 +263,8 @@ class Dimse:
             request.DataSet = BytesIO(data)
             association.dimse.send_msg(request, context)
             _, answer = association.dimse.get_msg(block=True)
-            assert answer is not None, f"no answer to C-STORE of {files[number - 1].name}"
-            status = answer.Status
+            status = getattr(answer, "Status", None)
+            assert status is not None, f"no answer to C-STORE of {files[number - 1].name}"
             stored = status == 0 or status >> 12 == 0xB
             answers.append(Receipt(stored, status, str(getattr(answer, "ErrorComment", "") or "")))
         association._reactor_checkpoint.set()

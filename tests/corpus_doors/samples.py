@@ -5,15 +5,15 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache, cached_property
+from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 import pydicom
 from pydicom.data import get_testdata_files
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
-from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import _read_file_meta_info, read_preamble
+from pydicom.pixels.utils import pixel_array
 from pydicom.uid import RLELossless
 
 from tests.corpus import CORPUS, manifest
@@ -71,13 +71,13 @@ class Sample:
     def data_set(self) -> Dataset:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return pydicom.dcmread(DicomBytesIO(self.data), force=True)
+            return pydicom.dcmread(BytesIO(self.data), force=True)
 
     def for_dimse(self) -> tuple[str, str, str, bytes] | None:
         """SOP Class, SOP Instance UID, transfer syntax and the data set's bytes; None for what C-STORE cannot carry."""
         if not self.part10 or not self.syntax:
             return None
-        stream = DicomBytesIO(self.data)
+        stream = BytesIO(self.data)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -184,7 +184,7 @@ def _truth(read: Dataset, syntax: str) -> Truth | None:
         if len(native) < size * count:
             return None
     elif syntax == RLELossless and len(list(generate_frames(read.PixelData, number_of_frames=count))) == count:
-        array: np.ndarray = pydicom.pixels.pixel_array(read, raw=True)
+        array = pixel_array(read, raw=True)
         native = array.astype(array.dtype.newbyteorder("<")).tobytes()
     else:
         return None

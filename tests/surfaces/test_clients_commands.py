@@ -118,7 +118,7 @@ def test_findscu_at_all_levels(filled: RunningGateway) -> None:
     (image,) = ask("-P", "QueryRetrieveLevel=IMAGE", "PatientID=P1", *above, "InstanceNumber=2", "SOPInstanceUID")
     assert image["0008,0018"] == uid(31, 1, 2)
     assert ask("-S", "QueryRetrieveLevel=STUDY", "PatientID=nobody", "StudyInstanceUID") == []
-    assert "IdentifierDoesNotMatchSOPClass" in dcmtk("findscu", filled, "-S", "-k", "QueryRetrieveLevel=NONSENSE")
+    assert "DataSetDoesNotMatchSOPClass" in dcmtk("findscu", filled, "-S", "-k", "QueryRetrieveLevel=NONSENSE")
 
 
 @pytest.fixture

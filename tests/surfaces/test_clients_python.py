@@ -272,10 +272,10 @@ def test_four_clients_at_once(gateway: RunningGateway, web: DICOMwebClient) -> N
                 assert http.get(path).raise_for_status().content == pixels(number % 3 + 1).tobytes()
 
     with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(each) for each in (stow, c_store, search, frames)]
-        counts = jobs[2].result()
-        for job in jobs:
+        searching = pool.submit(search)
+        for job in [pool.submit(each) for each in (stow, c_store, frames)]:
             job.result()
+        counts = searching.result()
     assert counts == sorted(counts), "an instance that was found was not found later"
     for _ in range(600):
         held = gateway.get("/dicomweb/instances", params={"limit": 100}).json()

@@ -247,6 +247,13 @@ def upgrade() -> None:
         sa.UniqueConstraint("id", name=op.f("uq_job_id")),
     )
     with op.batch_alter_table("job", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_job_kept",
+            ["pk"],
+            unique=False,
+            sqlite_where=sa.text("keeps_spool"),
+            postgresql_where=sa.text("keeps_spool"),
+        )
         batch_op.create_index("ix_job_listing", ["datastore_pk", "submitted_at", "pk"], unique=False)
 
     op.create_table(
