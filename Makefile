@@ -44,7 +44,7 @@ run: $(VENV)/run.stamp ## Set up and serve; ARGS='--workers 2' adds flags
 .PHONY: test
 test: lint types imports ## Set up and test all; REQUIRE=all: a missing component is a failure
 	COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')") \
-	  REQUIRE=$(REQUIRE) $(BIN)/python -m pytest $(TESTS) -n $(JOBS) --dist loadfile --cov --cov-report=term $(ARGS) < /dev/null
+	  REQUIRE=$(REQUIRE) $(BIN)/python -m pytest $(TESTS) -n $(JOBS) --dist worksteal --cov --cov-report=term $(ARGS) < /dev/null
 
 .PHONY: lint
 lint: $(VENV)/dev.stamp ## Style and common mistakes

@@ -22,10 +22,10 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from gateway.domain.errors import Unavailable
 
+_BUSY_S = 30
 _CONNECT_PRAGMAS = (
-    "PRAGMA journal_mode=WAL",
+    f"PRAGMA busy_timeout={_BUSY_S * 1000}",
     "PRAGMA foreign_keys=ON",
-    "PRAGMA busy_timeout=30000",
     "PRAGMA cache_size=-65536",
     "PRAGMA mmap_size=1073741824",
     "PRAGMA wal_autocheckpoint=4000",
@@ -207,6 +207,15 @@ class _FairLock:
 def _prepare_sqlite(synchronous: str, connection: Any, _: object) -> None:
     connection.isolation_level = None  # this module says BEGIN itself
     cursor = connection.cursor()
+    deadline = time.monotonic() + _BUSY_S
+    while True:
+        try:  # where another process opens or closes the database at this moment, SQLite does not wait by itself
+            cursor.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
     for pragma in _CONNECT_PRAGMAS:
         cursor.execute(pragma)
     cursor.execute(f"PRAGMA synchronous={synchronous}")
@@ -221,4 +230,6 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 def _unavailable(fault: Exception) -> Unavailable:
     cause = fault.orig if isinstance(fault, DBAPIError) else fault
-    return Unavailable(f"the database did not answer: {type(cause).__name__}")
+    # SQLite's words are about files and locks; those of other databases may quote what they were given.
+    what = str(cause) if isinstance(cause, sqlite3.Error) else type(cause).__name__
+    return Unavailable(f"the database did not answer: {what}")
