@@ -8,6 +8,7 @@ are damaged stay where they are, and readers are told.
 import fcntl
 import os
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ log = structlog.get_logger("gateway.encoder")
 _BATCH_BYTES = 32 << 20
 _BATCH_ROWS = 64
 _IDLE_S = 1.0
+_QUIET_S = 0.3
+_LONGEST_PAUSE_S = 5.0
 
 
 class Encoder:
@@ -41,6 +44,7 @@ class Encoder:
         self._lock_path = lock_path
         self._wake = threading.Event()
         self._stop = threading.Event()
+        self._resume_at = 0.0
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
 
     def start(self) -> None:
@@ -65,10 +69,11 @@ class Encoder:
         try:
             while not self._stop.is_set():
                 self._wake.clear()
+                self._let_imports_go_first()
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     while not self._stop.is_set() and self._encode_some():
-                        pass
+                        self._let_imports_go_first()
                 except BlockingIOError:
                     pass  # another worker encodes
                 except GatewayError as fault:
@@ -78,6 +83,16 @@ class Encoder:
                 self._wake.wait(_IDLE_S)
         finally:
             os.close(descriptor)
+
+    def stand_back(self) -> None:
+        """An import is under way: encoding can wait for a moment in which nobody waits."""
+        self._resume_at = time.monotonic() + _QUIET_S
+
+    def _let_imports_go_first(self) -> None:
+        """Waits for a lull in the imports, but never so long that the spool grows without end."""
+        latest = time.monotonic() + _LONGEST_PAUSE_S
+        while (now := time.monotonic()) < min(self._resume_at, latest) and not self._stop.is_set():
+            self._stop.wait(min(self._resume_at, latest) - now)
 
     def _encode_some(self) -> bool:
         """A batch of raw pixel rows into one blob; whether there was any."""
@@ -107,6 +122,8 @@ class Encoder:
                     break
                 done.append((row.pk, start, writer.size - start, table, syntax))
                 if writer.size - writer.start > _BATCH_BYTES or self._stop.is_set():
+                    break
+                if time.monotonic() < self._resume_at:
                     break
             size = writer.size
             if done:

@@ -33,6 +33,7 @@ _GROUP = 64
 """Import jobs that share a transaction at most."""
 _GROUP_INSTANCES = 2000
 _IDLE_S = 1.0
+_RENEW_S = 15.0
 _DEATHS = 8
 """How often a worker may die over one job before nobody takes it up any more."""
 _PAUSES_MS = {False: 200, True: 2000}
@@ -89,6 +90,7 @@ class Worker:
     metrics: ImportMetrics
     _stop: threading.Event = field(default_factory=threading.Event)
     _settled: set[str] = field(default_factory=set)
+    _held: Sequence[WorkItem] = ()
     _syncing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "sync"))
 
     def stop(self) -> None:
@@ -100,6 +102,7 @@ class Worker:
         with suppress(GatewayError):
             intake.retry_failed(self.database)
         self.encoder.start()
+        threading.Thread(target=self._renew, name="lease", daemon=True).start()
         looked = 0.0
         while not self._stop.is_set():
             if time.monotonic() - looked >= _IDLE_S:
@@ -136,18 +139,10 @@ class Worker:
                 self._guarded(group, functools.partial(self._import, group))
         return bool(items)
 
-    def _guarded(self, items: list[WorkItem], run: Callable[[], None]) -> None:
+    def _guarded(self, items: Sequence[WorkItem], run: Callable[[], None]) -> None:
         """Runs work. A group that fails is run again one by one; what fails alone comes back later, and is given up
         after its attempts."""
-        done = threading.Event()
-
-        def heartbeat() -> None:
-            while not done.wait(15):
-                with suppress(GatewayError):
-                    self.queue.renew(items)
-
-        beat = threading.Thread(target=heartbeat, name="lease", daemon=True)
-        beat.start()
+        held, self._held = self._held, items
         try:
             run()
         except LeaseLost:
@@ -167,7 +162,14 @@ class Worker:
                 else:
                     self._give_up(item, detail)
         finally:
-            done.set()
+            self._held = held
+
+    def _renew(self) -> None:
+        """Keeps the leases of what is under way, for as long as this process lives."""
+        while not self._stop.wait(_RENEW_S):
+            if held := self._held:
+                with suppress(GatewayError):
+                    self.queue.renew(held)
 
     def _give_up(self, item: WorkItem, detail: str) -> None:
         if item.kind == "import":
@@ -191,6 +193,7 @@ class Worker:
 
     def _import(self, items: list[WorkItem]) -> None:
         began = time.monotonic()
+        self.encoder.stand_back()
         packs = Packs(self.blobs)
         try:
             batches = [self._prepare(item, packs) for item in items]

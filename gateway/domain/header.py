@@ -1357,28 +1357,26 @@ def write_meta(
     syntax: str,
     *,
     calling_ae: str | None = None,
-    extra: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """Preamble, prefix and File Meta Information of a file of ours (PS3.10 §7.1); `extra` is by group 0002 keyword."""
-    values: dict[str, Any] = {
-        "FileMetaInformationVersion": "AAE=",
-        "MediaStorageSOPClassUID": sop_class,
-        "MediaStorageSOPInstanceUID": sop_uid,
-        "TransferSyntaxUID": syntax,
-        "ImplementationClassUID": IMPLEMENTATION_CLASS_UID,
-        "ImplementationVersionName": IMPLEMENTATION_VERSION,
-        **({"SourceApplicationEntityTitle": calling_ae} if calling_ae else {}),
-        **(extra or {}),
-    }
-    elements: dict[int, bytes] = {}
-    for key, value in values.items():
-        named = attribute(key)
-        if named is None or named.tag >> 16 != 2 or not named.vr:
-            raise ValueError(f"{key} is no File Meta element")
-        vr = named.vr.encode()
-        elements[named.tag] = _element_bytes(named.tag, vr, _encoded(value, vr, UTF_8, {}))
-    body = b"".join(elements[tag] for tag in sorted(elements))
+    """Preamble, prefix and File Meta Information of a file of ours (PS3.10 §7.1)."""
+    before, after = _around_sop_uid(sop_class, syntax, calling_ae)
+    body = before + _element_bytes(0x00020003, b"UI", _encoded(sop_uid, b"UI", UTF_8, {})) + after
     return bytes(_PREAMBLE) + b"DICM" + _element_bytes(0x00020000, b"UL", struct.pack("<I", len(body))) + body
+
+
+@lru_cache(maxsize=1024)
+def _around_sop_uid(sop_class: str, syntax: str, calling_ae: str | None) -> tuple[bytes, bytes]:
+    """What stands in File Meta before the SOP Instance UID and after it: the same for a whole series."""
+    values = (
+        (0x00020001, b"OB", "AAE="),
+        (0x00020002, b"UI", sop_class),
+        (0x00020010, b"UI", syntax),
+        (0x00020012, b"UI", IMPLEMENTATION_CLASS_UID),
+        (0x00020013, b"SH", IMPLEMENTATION_VERSION),
+        (0x00020016, b"AE", calling_ae),
+    )
+    encoded = [_element_bytes(tag, vr, _encoded(value, vr, UTF_8, {})) for tag, vr, value in values if value]
+    return b"".join(encoded[:2]), b"".join(encoded[2:])
 
 
 def to_explicit(

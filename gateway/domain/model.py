@@ -279,7 +279,10 @@ class Entry:
     stored_syntax: str | None
     """None without pixel data. `1.2.840.10008.1.2.4.202` also while frames still wait for their encoding."""
     format: PixelFormat | None
-    """None without pixel data, or where the pixel data cannot be cut into frames."""
+    """Of the frames as decoding gives them; of a codestream that is kept as received, as its header told.
+
+    None without pixel data, or where the pixel data cannot be cut into frames.
+    """
     frames: int
     """Frames that can be retrieved; 0 where there are none or they cannot be told apart."""
     warning: int | None

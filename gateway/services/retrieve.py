@@ -287,21 +287,18 @@ def _native_element(format: PixelFormat) -> tuple[int, str]:
 
 def _adjustments(entry: Entry, target: str, first: bytes) -> Mapping[int, bytes | None]:
     """What the header must say of the pixels that go out with it (TS-11): tag -> value, None to leave it out."""
-    stored = entry.stored_syntax
-    if entry.format is None or entry.format.samples == 1 or stored == EXPLICIT_LE:
+    if entry.format is None or entry.format.samples == 1:
         return {}
-    if target == stored != HTJ2K_LOSSLESS_RPCL:
+    if target == entry.stored_syntax and target not in (EXPLICIT_LE, HTJ2K_LOSSLESS_RPCL):
         return {}  # as received
     native = decoded(entry.format, entry.received_syntax)
     photometric = native.photometric
     if target == HTJ2K_LOSSLESS_RPCL and photometric == "RGB" and component_transform(first):
         photometric = "YBR_RCT"
-    changes: dict[int, bytes | None] = {}
-    if photometric != entry.format.photometric:
-        changes[_PHOTOMETRIC] = photometric.encode() + b" " * (len(photometric) % 2)
-    if native.planar != entry.format.planar:
-        changes[_PLANAR] = struct.pack("<H", native.planar)
-    return changes
+    return {
+        _PHOTOMETRIC: photometric.encode() + b" " * (len(photometric) % 2),
+        _PLANAR: struct.pack("<H", native.planar),
+    }
 
 
 def component_transform(codestream: bytes) -> bool:
