@@ -118,7 +118,10 @@ class Spool:
     def settle(self, segments: Iterable[str]) -> None:
         try:
             for name in segments:
-                descriptor = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    descriptor = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
+                except FileNotFoundError:
+                    continue  # whoever reads it will say so
                 try:
                     os.fdatasync(descriptor)
                 finally:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 import structlog
@@ -104,12 +104,13 @@ class Worker:
         self.encoder.start()
         threading.Thread(target=self._renew, name="lease", daemon=True).start()
         looked = 0.0
+        rung = False
         while not self._stop.is_set():
             if time.monotonic() - looked >= _IDLE_S:
                 self._look_after()
                 looked = time.monotonic()
-            if not self._work():
-                self.presence.wait(_IDLE_S)
+            worked = self._work(expected=rung)
+            rung = not worked and bool(self.presence.wait(_IDLE_S))
         self.encoder.stop()
 
     def _look_after(self) -> None:
@@ -122,9 +123,10 @@ class Worker:
         except Exception:  # another worker was faster, or a publication met the sweeper: the next look finds it settled
             log.exception("worker.upkeep")
 
-    def _work(self) -> bool:
+    def _work(self, *, expected: bool = False) -> bool:
+        """Whether there was anything to do; `expected` when somebody rang."""
         try:
-            items = self.queue.lease(("update", "delete", "import"), _GROUP)
+            items = self.queue.lease(("update", "delete", "import"), _GROUP, expected=expected)
         except GatewayError as fault:
             log.warning("worker.lease", code=fault.code, detail=fault.detail)
             self._stop.wait(_IDLE_S)
@@ -196,10 +198,11 @@ class Worker:
         self.encoder.stand_back()
         packs = Packs(self.blobs)
         try:
-            batches = [self._prepare(item, packs) for item in items]
-            # What was staged without a sync (STOW) becomes durable together with the packs that go with it.
-            segments = {p.spool for batch in batches for p in batch.results if isinstance(p, Prepared)}
+            jobs = [self._job(item) for item in items]
+            # What was staged without a sync (STOW) becomes durable while it is being prepared.
+            segments = {segment for _, staged in jobs for segment, _, _ in staged}
             settled = self._syncing.submit(self.spool.settle, segments)
+            batches = [self._prepare(item, row, staged, packs) for item, (row, staged) in zip(items, jobs, strict=True)]
             packs.finish()
             settled.result()
         except BaseException:
@@ -226,11 +229,15 @@ class Worker:
             if item.subject["source"] == "stow":  # somebody waits for it
                 self.presence.ring("web", item.subject["id"])
 
-    def _prepare(self, item: WorkItem, packs: Packs) -> ImportBatch:
+    def _job(self, item: WorkItem) -> tuple[Any, list[tuple[str, int, int]]]:
+        """The job's row, and where its instances lie in the spool."""
         with self.database.read() as connection:
             row = connection.execute(_JOB, {"job_pk": item.subject["job"]}).one()
+        return row, intake.unpack_items(row.staged)
+
+    def _prepare(self, item: WorkItem, row: Any, staged: Sequence[tuple[str, int, int]], packs: Packs) -> ImportBatch:
         results: list[Prepared | Outcome] = []
-        for segment, offset, length in intake.unpack_items(row.staged):
+        for segment, offset, length in staged:
             try:
                 origin, body, body_at = self.spool.read(segment, offset, length)
             except Corrupt as fault:

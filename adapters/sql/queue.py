@@ -102,18 +102,22 @@ class WorkQueue:
         self.owner = owner
         self._is_alive = is_alive
 
-    def lease(self, kinds: Sequence[str], limit: int) -> list[WorkItem]:
-        """Up to `limit` items that may run now, oldest first; never two with one lock key."""
+    def lease(self, kinds: Sequence[str], limit: int, *, expected: bool = False) -> list[WorkItem]:
+        """Up to `limit` items that may run now, oldest first; never two with one lock key.
+
+        Unless there is one `expected`, it looks before it takes the write lock: the queue is mostly empty.
+        """
         asked = {"kinds": list(kinds), "now": now_ms(), "most": limit}
         try:
-            return self._lease(asked)
+            return self._lease(asked, expected)
         except sa.exc.IntegrityError:  # another process has just taken an item with the same lock key
             return []
 
-    def _lease(self, asked: dict[str, Any]) -> list[WorkItem]:
-        with self._database.read() as connection:  # a look without the write lock: the queue is mostly empty
-            if connection.execute(_CANDIDATES, {**asked, "most": 1}).first() is None:
-                return []
+    def _lease(self, asked: dict[str, Any], expected: bool) -> list[WorkItem]:
+        if not expected:
+            with self._database.read() as connection:
+                if connection.execute(_CANDIDATES, {**asked, "most": 1}).first() is None:
+                    return []
         with self._database.write(durable=False) as connection:
             keys: set[str] = set()
             chosen = []
