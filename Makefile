@@ -62,6 +62,10 @@ imports: $(VENV)/dev.stamp ## Who may import whom
 contract: $(VENV)/dev.stamp ## The backend port's contract, on SQLite and, if there, PostgreSQL
 	REQUIRE=$(REQUIRE) $(BIN)/python -m pytest tests/contract $(ARGS) < /dev/null
 
+.PHONY: conformance
+conformance: $(VENV)/run.stamp ## Judge a running server: ARGS='--dicomweb URL --aet T --port P --report FILE'
+	$(BIN)/python -m gateway conformance $(or $(ARGS),--dicomweb http://127.0.0.1:8080/dicomweb --aet GATEWAY --port 11112)
+
 .PHONY: demo
 demo: $(VENV)/dev.stamp ## Show the main job, end to end
 	$(BIN)/python -m demo $(ARGS)

@@ -53,17 +53,21 @@ def bare_server(body: bytes) -> Iterator[str]:
             process.wait()
 
 
-def rate(urls: list[str], seconds: int) -> float:
-    """Requests a second over all URLs in turn. Raises RuntimeError where not every answer was good."""
+def rate(urls: list[str], seconds: int, accept: str = _ACCEPT, *, warm: bool = True) -> float:
+    """Requests a second over all URLs in turn, `warm` after a second of them that does not count.
+
+    Raises RuntimeError where not every answer was good.
+    """
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "urls.lua")
-        paths = ", ".join(f'"{httpx.URL(url).raw_path.decode()}"' for url in urls)
+        paths = ", ".join(f'"/{url.split("/", 3)[3]}"' for url in urls)
         script.write_text(
-            f'wrk.headers["Accept"] = "{_ACCEPT}"\nlocal paths, i = {{{paths}}}, 0\n'
+            f'wrk.headers["Accept"] = "{accept}"\nlocal paths, i = {{{paths}}}, 0\n'
             'function request() i = i % #paths + 1; return wrk.format("GET", paths[i]) end\n'
         )
         command = ["wrk", "-t1", "-c8", "--timeout", "30s", "-s", str(script), urls[0]]
-        subprocess.run([*command, "-d1s"], capture_output=True, check=True)
+        if warm:
+            subprocess.run([*command, "-d1s"], capture_output=True, check=True)
         said = subprocess.run([*command, f"-d{seconds}s"], capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in said or "Socket errors" in said:
         raise RuntimeError(said)

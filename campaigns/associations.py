@@ -120,7 +120,7 @@ def run(gateway: RunningGateway, count: int, seed: int) -> Report:
             report.reads.append((f"document, {name}", len(members), took))
             if set(members) != set(order[: version or count]):
                 report.faults.append(f"the document of {name} does not have the first {version or count} instances")
-    report.faults += invariants.broken(gateway.data)
+    report.faults += invariants.broken(invariants.settings_of(gateway))
     return report
 
 

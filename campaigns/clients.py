@@ -48,6 +48,10 @@ class Traffic:
     """Answers that no working gateway gives."""
     interruptions: Counter[str] = field(default_factory=Counter)
     """Connections that ended, and 503s: ordinary where a process has just been killed, and nowhere else."""
+    doomed: list[str] = field(default_factory=list)
+    """Image sets that are to be deleted."""
+    deleted: list[str] = field(default_factory=list)
+    """Those whose deletion was accepted."""
     reads: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -199,6 +203,22 @@ def edits(
             except Unexpected as answer:
                 if answer.status != 409:  # in progress, by somebody else
                     traffic.unexpected(answer)
+
+
+def deletes(
+    gateway: RunningGateway, traffic: Traffic, stop: threading.Event, seed: int, point: int, client: int
+) -> None:
+    """Somebody who cleans up: deletes the doomed image sets one after the other, each until it is accepted."""
+    with Faces(gateway) as faces:
+        while traffic.doomed and not stop.wait(0.2):
+            try:
+                if faces.delete(traffic.doomed[0]):
+                    with traffic.lock:
+                        traffic.deleted.append(traffic.doomed.pop(0))
+            except GONE:
+                traffic.interrupted("delete")
+            except Unexpected as answer:
+                traffic.unexpected(answer)
 
 
 def reads(

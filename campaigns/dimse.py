@@ -2,7 +2,7 @@
 
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from campaigns.instances import SYNTAXES, Instance
@@ -21,8 +21,14 @@ class Association:
     """An association with one presentation context for each transfer syntax (PS3.8 §9.3). Raises Lost, OSError."""
 
     def __init__(
-        self, address: tuple[str, int], called: str, syntaxes: Sequence[str] = SYNTAXES, timeout_s: float = 30.0
+        self,
+        address: tuple[str, int],
+        called: str,
+        syntaxes: Sequence[str] = SYNTAXES,
+        timeout_s: float = 30.0,
+        sop_class: str = CT,
     ) -> None:
+        self._class = sop_class.encode()
         self._socket = socket.create_connection(address, timeout_s)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._messages = 0
@@ -34,27 +40,39 @@ class Association:
             raise
 
     def store(self, instance: Instance) -> int:
-        """Sends one CT instance; the status of the answer (PS3.7 §9.1.1)."""
-        context = self._contexts[instance.syntax]
+        """Sends one instance; the status of the answer (PS3.7 §9.1.1)."""
+        return self.store_pieces(instance.sop, instance.syntax, [instance.data_set])
+
+    def store_pieces(self, sop: str, syntax: str, pieces: Iterable[bytes]) -> int:
+        """The same for a data set that comes piece by piece, and may be larger than memory."""
+        context = self._contexts[syntax]
         self._messages = self._messages % 0xFFFF + 1
         command = b"".join(
             (
-                _element(0x0002, CT.encode()),
+                _element(0x0002, self._class),
                 _element(0x0100, struct.pack("<H", 0x0001)),
                 _element(0x0110, struct.pack("<H", self._messages)),
                 _element(0x0700, struct.pack("<H", 0)),
                 _element(0x0800, struct.pack("<H", 0)),
-                _element(0x1000, instance.sop.encode()),
+                _element(0x1000, sop.encode()),
             )
         )
-        command = _element(0x0000, struct.pack("<I", len(command))) + command
-        data = instance.data_set
-        pieces = [_pdu(context, 3, command)]
-        for start in range(0, len(data), self._fragment):
-            piece = data[start : start + self._fragment]
-            pieces.append(_pdu(context, 2 if start + len(piece) == len(data) else 0, piece))
-        self._socket.sendall(b"".join(pieces))
+        held = _pdu(context, 3, _element(0x0000, struct.pack("<I", len(command))) + command)
+        last = b""
+        for piece in pieces:
+            for start in range(0, len(piece), self._fragment):
+                if last:
+                    held += _pdu(context, 0, last)
+                if len(held) > 1 << 20:
+                    self._socket.sendall(held)
+                    held = b""
+                last = piece[start : start + self._fragment]
+        self._socket.sendall(held + _pdu(context, 2, last))
         return self._status()
+
+    def takes(self, syntax: str) -> bool:
+        """Whether instances in this transfer syntax may be sent."""
+        return syntax in self._contexts
 
     def release(self) -> None:
         """Ends the association in order; returns when the peer agrees."""
@@ -72,7 +90,7 @@ class Association:
         body = struct.pack(">HH", 1, 0) + called.encode().ljust(16) + b"CAMPAIGN".ljust(16) + bytes(32)
         body += _item(0x10, _APPLICATION)
         for syntax, context in self._contexts.items():
-            names = _item(0x30, CT.encode()) + _item(0x40, syntax.encode())
+            names = _item(0x30, self._class) + _item(0x40, syntax.encode())
             body += _item(0x20, bytes((context, 0, 0, 0)) + names)
         body += _item(0x50, _item(0x51, struct.pack(">I", 0)) + _item(0x52, _IMPLEMENTATION))
         self._socket.sendall(struct.pack(">BBI", 1, 0, len(body)) + body)
@@ -80,6 +98,12 @@ class Association:
         most = answer.find(b"\x51\x00\x00\x04", 68)
         (limit,) = struct.unpack_from(">I", answer, most + 4) if most >= 0 else (0,)
         self._fragment = (limit or 1 << 20) - 6
+        at = 68
+        while at + 4 <= len(answer):
+            kind, _, length = struct.unpack_from(">BBH", answer, at)
+            if kind == 0x21 and answer[at + 6]:  # a presentation context that was not accepted
+                self._contexts = {name: id for name, id in self._contexts.items() if id != answer[at + 4]}
+            at += 4 + length
 
     def _status(self) -> int:
         body = self._receive(_DATA)

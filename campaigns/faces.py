@@ -151,6 +151,13 @@ class Faces:
             raise Unexpected("UpdateImageSetMetadata", answer)
         return True
 
+    def delete(self, image_set: str) -> bool:
+        """DeleteImageSet; whether it was accepted now or is gone already: that another operation holds it is no."""
+        answer = self._post(f"imageSet/{image_set}/deleteImageSet", None, {})
+        if answer.status_code not in (200, 202, 404, 409):
+            raise Unexpected("DeleteImageSet", answer)
+        return answer.status_code != 409
+
     # operations
 
     def queue(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -72,8 +72,8 @@ def run(gateway: RunningGateway, seconds: float, seed: int) -> Report:
     report = Report(seconds)
     restarts = {role: gateway.restarts(role) for role in ("web", "dimse", "worker")}
     ended = threading.Event()
-    watch = threading.Thread(target=_watch, args=(gateway.pid, report.memory, ended), daemon=True)
-    watch.start()
+    watching = threading.Thread(target=watch, args=(gateway.pid, report.memory, ended), daemon=True)
+    watching.start()
     interruptions: Counter[str] = Counter()
     deadline = time.monotonic() + seconds
     point = 0
@@ -89,17 +89,17 @@ def run(gateway: RunningGateway, seconds: float, seed: int) -> Report:
         report.reads += traffic.reads
         interruptions += traffic.interruptions
     ended.set()
-    watch.join()
+    watching.join()
     report.faults += [f"{count} times interrupted: {what}" for what, count in interruptions.items()]
     report.faults += [f"{role} died" for role, before in restarts.items() if gateway.restarts(role) != before]
-    report.faults += invariants.broken(gateway.data)
+    report.faults += invariants.broken(invariants.settings_of(gateway))
     return report
 
 
-def grown(report: Report) -> list[str]:
+def grown(memory: Mapping[str, Sequence[float]]) -> list[str]:
     """The processes whose memory grew."""
     found = []
-    for role, samples in report.memory.items():
+    for role, samples in memory.items():
         before, after = quarters(samples)
         if after > GROWTH * before + SLACK_MB:
             found.append(f"{role} grew from {before:.0f} to {after:.0f} MB")
@@ -112,7 +112,8 @@ def quarters(samples: Sequence[float]) -> tuple[float, float]:
     return statistics.median(samples[quarter : 2 * quarter] or samples), statistics.median(samples[-quarter:])
 
 
-def _watch(supervisor: int, memory: dict[str, list[float]], ended: threading.Event) -> None:
+def watch(supervisor: int, memory: dict[str, list[float]], ended: threading.Event) -> None:
+    """Notes the memory of a gateway's processes, by role, once a second until `ended`."""
     own = psutil.Process(supervisor)
     while not ended.wait(1.0):
         sums: Counter[str] = Counter()
@@ -139,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report = run(gateway, options.seconds, options.seed)
         finally:
             gateway.stop()
-    report.faults += grown(report)
+    report.faults += grown(report.memory)
     print(report)
     return 1 if report.faults else 0
 

@@ -276,7 +276,7 @@ print(imaging.list_image_set_versions(datastoreId="{gateway.datastore}", imageSe
             [
                 (
                     one["versionId"],
-                    f"{datetime.fromtimestamp(one['updatedAt']):%Y-%m-%d %H:%M:%S}",
+                    f"{datetime.fromtimestamp(one.get('updatedAt', one['createdAt'])):%Y-%m-%d %H:%M:%S}",
                     one["imageSetState"],
                     one["ImageSetWorkflowStatus"],
                 )

@@ -1,4 +1,5 @@
-"""Writes the generated pages: docs/settings.md, and the list of metrics in docs/operations.md."""
+"""Writes the generated pages: settings.md and conformance-statement.md, the metrics in operations.md, and what is not
+met in conformance.md."""
 
 import re
 import sys
@@ -8,12 +9,13 @@ from typing import Any, Literal, get_args, get_origin
 
 import orjson
 from prometheus_client import REGISTRY
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, ByteSize, SecretStr
 from pydantic_core import PydanticUndefined
 
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parent))
 
+from conformance import statement  # noqa: E402
 from gateway import telemetry  # noqa: E402
 from gateway.settings import Address, environment_name, leaves  # noqa: E402
 
@@ -51,9 +53,16 @@ def operations_page(text: str) -> str:
     return re.sub(r"<!-- metrics -->\n(\n\|.*?\n\n|\n)", lambda _: table, text, count=1, flags=re.DOTALL)
 
 
+def conformance_page(text: str) -> str:
+    """The page with its list of what is not met made anew."""
+    return text.partition("<!-- not met -->")[0] + "<!-- not met -->\n\n" + "\n".join(statement.not_met()) + "\n"
+
+
 def _shown(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, ByteSize):
+        value = value.human_readable().replace(".0", "")
     plain = str(value) if isinstance(value, (Address, Path)) else value
     return f"`{orjson.dumps(plain).decode()}`"
 
@@ -71,7 +80,8 @@ def _kind(annotation: Any) -> str:
         return "table"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "{" + ", ".join(f"`{field.alias or name}`" for name, field in annotation.model_fields.items()) + "}"
-    names = {bool: "true, false", int: "number", str: "text", Path: "path", SecretStr: "text", Address: "HOST:PORT"}
+    names = {bool: "true, false", int: "number", float: "number", str: "text", Path: "path", SecretStr: "text"}
+    names |= {Address: "HOST:PORT", ByteSize: "size"}
     if annotation in names:
         return names[annotation]
     return str(annotation)
@@ -79,5 +89,8 @@ def _kind(annotation: Any) -> str:
 
 if __name__ == "__main__":
     (FOLDER / "settings.md").write_text(settings_page())
+    (FOLDER / "conformance-statement.md").write_text(statement.as_markdown())
+    conformance = FOLDER / "conformance.md"
+    conformance.write_text(conformance_page(conformance.read_text()))
     operations = FOLDER / "operations.md"
     operations.write_text(operations_page(operations.read_text()))

@@ -1,14 +1,21 @@
-"""What the commands `import`, `edit`, `queue` and `echo` do: they talk to a running gateway, as any client would."""
+"""What the commands `import`, `edit`, `diff`, `queue`, `quarantine` and `echo` do.
+
+They talk to a gateway as any client does.
+"""
 
 import base64
+import functools
 import os
 import socket
 import time
 import uuid
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Final
+from urllib.parse import quote
 
 import httpx
 import orjson
@@ -33,6 +40,10 @@ class Refused(GatewayError):
         self.status = status
 
 
+_archive = functools.lru_cache(maxsize=4)(zipfile.ZipFile)
+"""An archive's table of contents is read once, however many of its files are sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class File:
     """A file to send. `is_named`: somebody named it, so that it is sent whatever it looks like."""
@@ -40,6 +51,21 @@ class File:
     path: Path
     size: int
     is_named: bool
+    member: str | None = None
+    """The file's name in the zip archive at `path`; None for a file of its own."""
+
+    @property
+    def name(self) -> str:
+        return str(self.path) if self.member is None else f"{self.path}/{self.member}"
+
+    def open(self) -> IO[bytes]:
+        """Raises InvalidInput for a damaged or encrypted archive."""
+        if self.member is None:
+            return self.path.open("rb")
+        try:
+            return _archive(self.path).open(self.member)
+        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as fault:
+            raise InvalidInput(f"{self.name}: it cannot be unpacked ({fault})") from None
 
 
 @dataclass(slots=True)
@@ -85,6 +111,37 @@ class Client:
     def queue(self) -> dict[str, Any]:
         """Waiting and running work, and the processes."""
         return self._json(self._send("GET", "/queue"))
+
+    # quarantine
+
+    def quarantined(self) -> Iterator[dict[str, Any]]:
+        """What is in the quarantine, the oldest first."""
+        after = ""
+        while True:
+            page = self._json(self._send("GET", "/quarantine", params={"limit": "1000", "after": after}))
+            yield from page["quarantine"]
+            if not (after := page.get("next", "")):
+                return
+
+    def fetch_quarantined(self, id: str, target: IO[bytes]) -> None:
+        """Writes an instance as it was received, as a DICOM file."""
+        try:
+            with self._http.stream("GET", f"/quarantine/{quote(id, safe='')}") as response:
+                if response.status_code != 200:
+                    response.read()
+                    self._json(response)
+                for piece in response.iter_bytes():
+                    target.write(piece)
+        except httpx.HTTPError as fault:
+            raise self._nobody(fault) from None
+
+    def retry_quarantined(self, id: str) -> dict[str, Any]:
+        """Has it imported once more: `stored`, and `reason` and `message` if it was not."""
+        return self._json(self._send("POST", f"/quarantine/{quote(id, safe='')}"), also=(202,))
+
+    def drop_quarantined(self, id: str) -> None:
+        """Forgets it for good."""
+        self._json(self._send("DELETE", f"/quarantine/{quote(id, safe='')}"), also=(204,))
 
     # import
 
@@ -139,11 +196,13 @@ class Client:
         instance: str | None,
         force: bool,
         study: bool,
+        dry_run: bool = False,
     ) -> dict[str, Any]:
         """Asks for a new version and waits until it is there; the image set's properties then.
 
-        `version` is the one that the edit is meant for, None the latest. Raises InvalidInput for keywords that cannot
-        be placed, VersionConflict's text as Refused when somebody else was first.
+        With `dry_run` nothing is changed, and the answer has the `differences` that there would be. `version` is the
+        one that the edit is meant for, None the latest. Raises InvalidInput for keywords that cannot be placed,
+        VersionConflict's text as Refused when somebody else was first.
         """
         path = f"/datastore/{datastore}/imageSet/{image_set}"
         if version is None:
@@ -169,10 +228,17 @@ class Client:
             params["force"] = "true"
         if study:
             params["includeStudyImageSets"] = "true"
-        self._json(
+        if dry_run:
+            params["dryRun"] = "true"
+        answer = self._json(
             self._send("POST", f"{path}/updateImageSetMetadata", params=params, content=orjson.dumps(body)), also=(202,)
         )
-        return self._unlocked(path)
+        return answer if dry_run else self._unlocked(path)
+
+    def diff(self, datastore: str, image_set: str, start: int | None, end: int | None) -> dict[str, Any]:
+        """What differs between two versions; by default the latest one and the one before it."""
+        params = {name: str(version) for name, version in (("from", start), ("to", end)) if version is not None}
+        return self._json(self._send("GET", f"/datastore/{datastore}/imageSet/{image_set}/diff", params=params))
 
     def _unlocked(self, path: str) -> dict[str, Any]:
         deadline = time.monotonic() + _UNLOCK_S
@@ -194,11 +260,14 @@ class Client:
         try:
             return self._http.request(method, path, **request)
         except httpx.HTTPError as fault:
-            raise Unavailable(
-                f"no answer from {self.url} ({type(fault).__name__}): does the gateway run there? Say where with --url"
-            ) from None
+            raise self._nobody(fault) from None
         except (httpx.InvalidURL, UnicodeError):
             raise InvalidInput(f"{self.url} is not a URL") from None
+
+    def _nobody(self, fault: Exception) -> Unavailable:
+        return Unavailable(
+            f"no answer from {self.url} ({type(fault).__name__}): does the gateway run there? Say where with --url"
+        )
 
     def _json(self, response: httpx.Response, also: tuple[int, ...] = ()) -> dict[str, Any]:
         try:
@@ -237,20 +306,85 @@ def echo(address: str, called: str, calling: str = "ECHOSCU") -> float:
 
 
 def files_under(paths: Sequence[Path]) -> list[File]:
-    """The files that paths mean: folders are walked, without hidden files and DICOMDIR. Raises InvalidInput."""
+    """The files that paths mean.
+
+    Folders are walked and zip archives opened, without hidden files and DICOMDIR; a DICOMDIR that was named stands for
+    the files that it refers to. Raises InvalidInput.
+    """
     found = []
     for path in paths:
         if path.is_dir():
             for folder, names, files in os.walk(path):
                 names[:] = sorted(name for name in names if not name.startswith("."))
                 for name in sorted(files):
-                    if not name.startswith(".") and name != "DICOMDIR":
+                    if _is_content(name):
                         file = Path(folder, name)
-                        found.append(File(file, file.stat().st_size, is_named=False))
-        elif path.is_file():
-            found.append(File(path, path.stat().st_size, is_named=True))
-        else:
+                        if name.lower().endswith(".zip"):
+                            found += _members(file)
+                        else:
+                            found.append(File(file, file.stat().st_size, is_named=False))
+        elif not path.is_file():
             raise InvalidInput(f"{path}: there is no such file or folder")
+        elif path.name.upper() == "DICOMDIR":
+            found += _referenced(path)
+        elif zipfile.is_zipfile(path):
+            found += _members(path)
+        else:
+            found.append(File(path, path.stat().st_size, is_named=True))
+    return found
+
+
+def _is_content(name: str) -> bool:
+    return not name.startswith(".") and name.upper() != "DICOMDIR"
+
+
+def _members(path: Path) -> list[File]:
+    """The files in a zip archive, by name."""
+    try:
+        entries = _archive(path).infolist()
+    except (zipfile.BadZipFile, OSError) as fault:
+        raise InvalidInput(f"{path}: it is not a zip archive that can be read ({fault})") from None
+    names = {entry.filename: entry for entry in entries if not entry.is_dir()}
+    wanted = [name for name in sorted(names) if all(map(_is_content, PurePosixPath(name).parts))]
+    return [File(path, names[name].file_size, is_named=False, member=name) for name in wanted]
+
+
+def _referenced(path: Path) -> list[File]:
+    """The files that a DICOMDIR refers to (PS3.10 8.6), whatever case the medium's file system shows them in."""
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        records = dcmread(path).get("DirectoryRecordSequence") or []
+    except (InvalidDicomError, EOFError, ValueError) as fault:
+        raise InvalidInput(f"{path}: it is not a DICOMDIR that can be read ({type(fault).__name__})") from None
+    listed: dict[Path, dict[str, Path]] = {}
+
+    def below(folder: Path, name: str) -> Path | None:
+        if folder not in listed:
+            listed[folder] = {entry.name.upper(): entry for entry in folder.iterdir()} if folder.is_dir() else {}
+        there = listed[folder]
+        return there.get(name.upper()) or there.get(f"{name.upper()}.DCM")
+
+    found = []
+    missing = []
+    for record in records:
+        parts = record.get("ReferencedFileID")
+        if not parts:
+            continue
+        names = [parts] if isinstance(parts, str) else list(parts)
+        place: Path | None = path.parent
+        for name in names:
+            place = below(place, name) if place is not None else None
+        if place is not None and place.is_file():
+            found.append(File(place, place.stat().st_size, is_named=True))
+        else:
+            missing.append("/".join(names))
+    if missing:
+        raise InvalidInput(
+            f"{path}: {len(missing)} of the files that it names are not there, {missing[0]} for one. "
+            "Import the folder to send what there is"
+        )
     return found
 
 
@@ -271,20 +405,23 @@ def _is_wanted(file: File, tally: Tally) -> bool:
     """Files that somebody named, and those that say that they are DICOM (PS3.10 7.1)."""
     if file.is_named:
         return True
-    with file.path.open("rb") as stream:
+    with file.open() as stream:
         start = stream.read(132)
     if start[128:] == b"DICM":
         return True
-    tally.skipped.append(str(file.path))
+    tally.skipped.append(file.name)
     return False
 
 
 def _parts(files: Sequence[File], boundary: str) -> Iterator[bytes]:
     for file in files:
         yield f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
-        with file.path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                yield chunk
+        with file.open() as stream:
+            try:
+                while chunk := stream.read(_CHUNK):
+                    yield chunk
+            except (zipfile.BadZipFile, zlib.error) as fault:
+                raise InvalidInput(f"{file.name}: it cannot be unpacked ({fault})") from None
         yield b"\r\n"
     yield f"--{boundary}--\r\n".encode()
 

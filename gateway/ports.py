@@ -3,13 +3,16 @@
 Methods marked *blocking* are for threads; all others are coroutines.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from .domain.edits import MetadataUpdate
 from .domain.ids import DatastoreId, FrameId, ImageSetId, JobId
 from .domain.model import (
+    Change,
     ConflictEntry,
+    CopyRequest,
+    CopyResult,
     Datastore,
     DatastoreStatus,
     Document,
@@ -20,17 +23,20 @@ from .domain.model import (
     ImageSetSummary,
     ImportJob,
     ImportRequest,
-    JobResult,
     JobStatus,
     Origin,
+    Outcome,
     Page,
     PageRequest,
+    Quarantined,
+    Resource,
     SearchCriteria,
     Selected,
     Selection,
     Staged,
 )
 from .domain.pixels import PixelFormat
+from .domain.presentation import Display, Rendering
 from .domain.query import DicomQuery, SearchAnswer
 
 Buffer = bytes | bytearray | memoryview
@@ -40,11 +46,29 @@ class HealthImaging(Protocol):
     """One HealthImaging account and region: each method is one API operation."""
 
     async def create_datastore(
-        self, name: str | None, client_token: str | None = None, storage_format: str = "HTJ2K"
-    ) -> Datastore: ...
+        self,
+        name: str | None,
+        client_token: str | None = None,
+        storage_format: str = "HTJ2K",
+        tags: Mapping[str, str] | None = None,
+    ) -> Datastore:
+        """A new data store, or the one that the same request with this token made. Raises Conflict, InvalidInput."""
+        ...
+
     async def get_datastore(self, datastore: DatastoreId) -> Datastore: ...
     async def list_datastores(self, status: DatastoreStatus | None, page: PageRequest) -> Page[Datastore]: ...
-    async def delete_datastore(self, datastore: DatastoreId) -> Datastore: ...
+    async def delete_datastore(self, datastore: DatastoreId) -> Datastore:
+        """Raises NotFound, Conflict while it has image sets or running imports."""
+        ...
+
+    async def tags(self, resource: Resource) -> Mapping[str, str]: ...
+    async def tag(self, resource: Resource, tags: Mapping[str, str]) -> None:
+        """Adds tags, or gives them new values. Raises NotFound, InvalidInput beyond 50 tags."""
+        ...
+
+    async def untag(self, resource: Resource, keys: Sequence[str]) -> None:
+        """Keys that are not there are no fault. Raises NotFound."""
+        ...
 
     async def get_import(self, datastore: DatastoreId, job: JobId) -> ImportJob: ...
     async def list_imports(
@@ -63,7 +87,31 @@ class HealthImaging(Protocol):
         """Accepted under a lock and applied soon after. Raises NotFound, VersionConflict, Locked."""
         ...
 
-    async def delete(self, ref: ImageSetRef) -> ImageSet: ...
+    async def copy(self, request: CopyRequest) -> CopyResult:
+        """Accepted under locks on both image sets and carried out soon after.
+
+        Raises NotFound, VersionConflict, Locked, InvalidInput, QuotaExceeded.
+        """
+        ...
+
+    async def delete(self, ref: ImageSetRef, actor: str | None = None) -> ImageSet: ...
+
+
+class History(Protocol):
+    """What happened to the image sets of a data store, and what an edit would do to one."""
+
+    async def changes(self, datastore: DatastoreId, after: int, limit: int) -> tuple[Sequence[Change], int]:
+        """Up to `limit` entries after a sequence number, in order, and the number of the newest entry there is."""
+        ...
+
+    async def preview(
+        self, ref: ImageSetRef, expected: int, update: MetadataUpdate
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """The metadata documents before and after an update that is not made.
+
+        Raises NotFound, VersionConflict, Locked, and UnacceptableUpdate where the update would fail.
+        """
+        ...
 
 
 class Instances(Protocol):
@@ -82,8 +130,24 @@ class Instances(Protocol):
         element and what follows it. Deflate, byte order and implicit VR are undone."""
         ...
 
+    def heads(self, entries: Sequence[Entry]) -> list[tuple[bytes, bytes]]:
+        """What `head` gives, for several at once. *Blocking.*"""
+        ...
+
     async def frame(self, entry: Entry, index: int) -> Frame:
         """Frame `index`, from 0, in its stored syntax. Raises NotFound, Corrupt."""
+        ...
+
+    def first_frames(self, entries: Sequence[Entry]) -> list[Frame]:
+        """What `frame` gives of index 0, for several at once. *Blocking.*"""
+        ...
+
+    async def frame_start(self, entry: Entry, index: int) -> Frame | None:
+        """The first bytes of frame `index`, which show it with a longer side of THUMBNAIL_SIDE at least; None where
+        no such part of the stored frame is to be had. Unlike a whole frame it is not held against its digest."""
+
+    def first_lengths(self, entries: Sequence[Entry]) -> list[tuple[str, int]]:
+        """Syntax and bytes of what `first_frames` gives, without reading it. *Blocking.* Raises NotFound, Corrupt."""
         ...
 
     async def pixel_data(self, entry: Entry) -> Frame:
@@ -120,7 +184,13 @@ class Sink(Protocol):
 class Staging(Protocol):
     """Where instances wait, safe against a crash, for their import. *Blocking; any thread.*"""
 
-    def open(self, origin: Origin) -> Sink: ...
+    def admit(self) -> None:
+        """Returns when more may be taken in; never waits. Raises OutOfStorage, Overloaded."""
+        ...
+
+    def open(self, origin: Origin) -> Sink:
+        """Raises OutOfStorage."""
+        ...
 
     def sync(self) -> None:
         """Returns when everything closed before the call is durable: one `fdatasync` serves all who wait."""
@@ -152,10 +222,38 @@ class SpoolStaging(Staging, Protocol):
         """An instance's origin, its bytes, and where in the segment they begin. Raises Corrupt."""
         ...
 
+    def check(self, segment: str, offset: int, length: int) -> None:
+        """Reads an instance in pieces. Raises Corrupt when it is not what was received."""
+        ...
+
     def segments(self) -> list[str]: ...
 
     def abandoned(self, segment: str) -> AbandonedSegment | None:
         """Takes hold of a segment that no living process holds; None when one does, or when it is gone."""
+        ...
+
+
+class Quarantine(Protocol):
+    """Keeps what was acknowledged and could not be imported. *Blocking; any thread.*"""
+
+    def put(self, item: Quarantined, body: Buffer) -> None:
+        """Keeps an instance, durable on return; one with its id is replaced. Raises OutOfStorage."""
+        ...
+
+    def ids(self) -> list[str]:
+        """All there are, the oldest first."""
+        ...
+
+    def find(self, id: str) -> Quarantined:
+        """Raises NotFound, Corrupt."""
+        ...
+
+    def pieces(self, id: str) -> Iterator[bytes]:
+        """Its bytes as received. Raises NotFound, and Corrupt at their end."""
+        ...
+
+    def drop(self, id: str) -> None:
+        """Raises NotFound."""
         ...
 
 
@@ -167,11 +265,39 @@ class Intake(Protocol):
         promise that earlier calls `Staging.sync` first."""
         ...
 
-    async def result(self, job: JobId, timeout_s: float) -> JobResult | None:
-        """The job's outcomes once it has ended; None when it has not after `timeout_s`."""
+    async def imported(
+        self, datastore: DatastoreId, items: Sequence[Staged], timeout_s: float
+    ) -> Sequence[Outcome] | None:
+        """One outcome for each staged instance, in the order staged, once they are published and durable.
+
+        Empty when the import has failed as a whole; None when it has not ended after `timeout_s`: it goes on.
+        """
         ...
 
     async def conflicts(self, datastore: DatastoreId, page: PageRequest) -> Page[ConflictEntry]: ...
+
+
+class Buckets(Protocol):
+    """Where import jobs read from and write to. *Blocking, thread-safe.*
+
+    All raise NotFound where there is no such bucket or object, Denied, and Unavailable.
+    """
+
+    def check(self, bucket: str) -> None:
+        """Returns where the bucket is there."""
+        ...
+
+    def list(self, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
+        """Key and size in bytes of the objects whose keys begin with the prefix, in order of the keys."""
+        ...
+
+    def read(self, bucket: str, key: str) -> Iterator[bytes]:
+        """An object in pieces."""
+        ...
+
+    def write(self, bucket: str, key: str, data: bytes) -> None:
+        """One object, whole or not at all."""
+        ...
 
 
 class BlobWriter(Protocol):
@@ -194,15 +320,19 @@ class BlobWriter(Protocol):
         ...
 
 
-class BlobStore(Protocol):
+class BlobReader(Protocol):
+    """Blobs that are there. *Blocking, thread-safe.*"""
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes. Raises Corrupt when the blob lacks them."""
+        ...
+
+
+class BlobStore(BlobReader, Protocol):
     """Named byte strings that grow and never change. *Blocking, thread-safe.*"""
 
     def create(self, kind: str) -> BlobWriter:
         """A writer of a blob named `{kind}/{unique}`, which it may continue. Raises OutOfStorage."""
-        ...
-
-    def read(self, name: str, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes. Raises Corrupt when the blob lacks them."""
         ...
 
     def read_cached(self, name: str, offset: int, length: int) -> bytes | None:
@@ -218,6 +348,34 @@ class BlobStore(Protocol):
         ...
 
 
+class DerivedFrames(Protocol):
+    """Frames that were made of stored ones, kept so that they need not be made again. *Blocking, thread-safe.*
+
+    Bounded, and never the truth: whatever it keeps may be gone at any time. A frame has three names: `pixels`, the
+    hexadecimal digest of the pixel data that it was made of (`Entry.digest`); `form`, what was made, such as a transfer
+    syntax, in letters, digits, `.` and `-`; its index, from 0.
+    """
+
+    def get(self, pixels: str, form: str, index: int, *, wait: bool = True) -> bytes | None:
+        """The frame as it was given to `put`, or None. Without `wait`, only what can be had without a disk."""
+        ...
+
+    def put(self, pixels: str, form: str, index: int, data: bytes) -> None:
+        """Returns at once. The frame is kept soon, or not at all."""
+        ...
+
+    def forget(self, pixels: Iterable[str]) -> None:
+        """Removes whatever was made of these."""
+        ...
+
+    def sweep(self, living: Callable[[Sequence[str]], set[str]]) -> None:
+        """A slice of house-keeping: removes what was made of pixel data that is gone, and gives way on a full disk.
+
+        `living` tells which of some digests are of pixel data that there is.
+        """
+        ...
+
+
 class Codec(Protocol):
     """Encodes and decodes single frames of trusted data. *Blocking, thread-safe, stateless.*"""
 
@@ -230,16 +388,32 @@ class Codec(Protocol):
         ...
 
 
+class Renderer(Protocol):
+    """Frames as pictures that anything can show. *Blocking, thread-safe, stateless but for bounded caches.*"""
+
+    def render(self, frame: Buffer, syntax: str, format: PixelFormat, display: Display, wanted: Rendering) -> bytes:
+        """A picture of one trusted frame; `syntax` and `format` as for `Codec.decode`.
+
+        In the syntax that the store encodes to, the first bytes of a frame will do (`Instances.frame_start`).
+        Raises InvalidInput for a region beside the image, NotAcceptable for samples that no picture shows, Corrupt.
+        """
+        ...
+
+
 __all__ = [
+    "BlobReader",
     "BlobStore",
     "BlobWriter",
     "Buffer",
     "Codec",
+    "DerivedFrames",
     "DicomIndex",
     "HealthImaging",
     "ImageSetId",
     "Instances",
     "Intake",
+    "Quarantine",
+    "Renderer",
     "Sink",
     "Staging",
 ]

@@ -14,8 +14,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import orjson
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
+    ByteSize,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -65,9 +67,19 @@ class Address(NamedTuple):
         return cls(host or "0.0.0.0", int(port))
 
 
+def _with_unit(size: ByteSize) -> ByteSize:
+    if 0 < size < 1 << 20:
+        raise ValueError("must be 0, or a size of 1 MiB or more with its unit, for example 4GiB")
+    return size
+
+
+Size = Annotated[ByteSize, AfterValidator(_with_unit)]
+"""Bytes: `4GiB`, `500MB`; 0 is none."""
 Listen = Annotated[Address, BeforeValidator(Address.parse), PlainSerializer(str, return_type=str)]
 AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]*[!-\[\]-~][ -\[\]-~]*$")]
 """1 to 16 printable ASCII characters, not all spaces, no backslash (PS3.5 6.2)."""
+Duration = Annotated[str, Field(pattern=r"^[0-9]{1,6}[smhd]$")]
+"""`90s`, `15m`, `1h`, `30d`."""
 HexId = Annotated[str, Field(pattern=r"^[0-9a-z]{32}$")]
 
 
@@ -121,6 +133,13 @@ class HttpSettings(_Branch):
         None, description="Origins that browsers may call from; default `*` without authentication, none with."
     )
     max_requests: int = Field(500, ge=1, description="Requests served at once; more are answered 503.")
+    patience_s: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds for a request's head to come, for a client to take some of its answer, and over which "
+        "`min_bytes_per_s` is measured; then its connection is closed.",
+    )
+    min_bytes_per_s: int = Field(2048, ge=1, description="A request's body that comes more slowly is given up: 408.")
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
@@ -157,6 +176,12 @@ class DimseSettings(_Branch):
         {}, description="Called AE title to data store; any other title: the default one."
     )
     max_associations: int = Field(100, ge=1, description="Associations at once; more are rejected as transient.")
+    patience_s: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds of silence between two PDUs, and for one to arrive or be taken; then an association is "
+        "aborted.",
+    )
 
 
 class StoreSettings(_Branch):
@@ -164,6 +189,24 @@ class StoreSettings(_Branch):
         "version",
         description="An instance that is there already: a new version if it differs, always a new version, "
         "or refused if it differs.",
+    )
+    max_waiting: int = Field(
+        5000,
+        ge=1,
+        description="Import jobs that may wait; while there are more, senders are told to come back (503, A700).",
+    )
+    memory_mb: int = Field(
+        128,
+        ge=1,
+        description="MiB that instances still coming in may hold in the memory of a process; beyond it they are "
+        "written to the disk as they come.",
+    )
+
+
+class SweepSettings(_Branch):
+    every: Duration = Field("1m", description="How often rubbish is looked for.")
+    grace: Duration = Field(
+        "1h", description="How old rubbish must be before it is removed; longer than any read or import takes."
     )
 
 
@@ -174,6 +217,15 @@ class QidoSettings(_Branch):
 class HiSettings(_Branch):
     strict_removal: bool = Field(False, description="Removing an instance needs the force flag.")
     legacy_uids: bool = Field(False, description="UIDs may be updated as before the service forbade it.")
+    import_files: int = Field(5000, ge=1, le=100_000, description="Files that one import job may find.")
+    copy_frames: int = Field(1000, ge=1, description="Frames that one CopyImageSet may copy.")
+
+
+class WebhookSettings(_Branch):
+    url: str | None = Field(
+        None, pattern=r"^https?://[^\s#]+$", description="Where events are posted, as EventBridge would carry them."
+    )
+    token: SecretStr | None = Field(None, min_length=1, description="Bearer token that is sent along.")
 
 
 class LogSettings(_Branch):
@@ -195,14 +247,26 @@ class Settings(BaseModel):
     disk_reserve_mb: int = Field(
         256, ge=0, description="Free space in MiB below which nothing more is taken in; 0 switches the check off."
     )
+    retention: Duration = Field("30d", description="How long a deleted image set can be restored.")
+    cache: Size = Field(
+        ByteSize(4 << 30),
+        description="What `cache/` in the data folder may grow to, where decoded frames are kept (`4GiB`, `500MB`); "
+        "0: nothing is kept.",
+    )
+    s3_root: Path | None = Field(None, description="Import jobs: `s3://bucket/key` is `bucket/key` in this folder.")
+    s3_endpoint_url: str | None = Field(
+        None, pattern=r"^https?://[^?#]+$", description="Import jobs: an S3-compatible endpoint instead."
+    )
     region: str = Field("us-east-1", min_length=1, description="In ARNs and in the signing scope.")
     account: str = Field("123456789012", pattern=r"^[0-9]{12}$", description="In ARNs.")
     http: HttpSettings = HttpSettings()
     dimse: DimseSettings = DimseSettings()
     auth: AuthSettings = AuthSettings()
     store: StoreSettings = StoreSettings()
+    sweep: SweepSettings = SweepSettings()
     qido: QidoSettings = QidoSettings()
     hi: HiSettings = HiSettings()
+    webhook: WebhookSettings = WebhookSettings()
     log: LogSettings = LogSettings()
 
     @model_validator(mode="after")
@@ -215,6 +279,12 @@ class Settings(BaseModel):
                 f'  [auth]\n  tokens = [{{ token = "{secrets.token_urlsafe(24)}", principal = "pacs" }}]\n'
                 "or, where the network itself is trusted, start with --insecure"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _buckets_are_one(self) -> Self:
+        if self.s3_root is not None and self.s3_endpoint_url is not None:
+            raise ValueError("s3_root and s3_endpoint_url exclude each other: give one of them")
         return self
 
     @property
@@ -242,6 +312,11 @@ class Settings(BaseModel):
     def from_json(cls, text: bytes) -> Self:
         """What `to_json` wrote."""
         return cls.model_validate_json(text)
+
+
+def seconds(duration: str) -> int:
+    """What a `Duration` says."""
+    return int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[duration[-1]]
 
 
 def load(

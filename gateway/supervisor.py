@@ -11,6 +11,8 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
+import gc
 import os
 import signal
 import socket
@@ -40,6 +42,7 @@ _STEADY_S = 10.0
 """A process that has lived this long failed for a new reason: its back-off starts anew."""
 _LONGEST_PAUSE_S = 5.0
 _PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 _log = structlog.get_logger("gateway.supervisor")
 
@@ -121,7 +124,6 @@ class Role:
     @classmethod
     def under_supervisor(cls, descriptor: int) -> "Role":
         """The role that the supervisor at the other end of this descriptor gives."""
-        _die_with_parent()
         link = socket.socket(fileno=descriptor)
         with link.makefile("rb", buffering=0) as lines:
             orders = orjson.loads(lines.readline())
@@ -136,6 +138,9 @@ class Role:
 
     def ready(self, **facts: Any) -> None:
         """Tells that this process serves, and what others should know of it."""
+        # What start-up made is here to stay: the collector never looks at it again, which took it 30 ms and more.
+        gc.collect()
+        gc.freeze()
         if self._link is None:
             print(orjson.dumps({"event": "listening", **facts}).decode(), flush=True)
         else:
@@ -160,17 +165,20 @@ class Role:
 
     async def _hear(self) -> None:
         reader, writer = await asyncio.open_unix_connection(sock=self._link)
-        while line := await reader.readline():
-            self.processes = orjson.loads(line)["processes"]
-            writer.write(orjson.dumps({"seen": self.processes}) + b"\n")
+        with contextlib.suppress(ConnectionError):
+            while (line := await reader.readline()).endswith(b"\n"):
+                self.processes = orjson.loads(line)["processes"]
+                writer.write(orjson.dumps({"seen": self.processes}) + b"\n")
         self.stop.set()
 
 
-def _die_with_parent() -> None:
-    """Linux kills this process as soon as its supervisor dies; elsewhere it notices the closed link."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def _die_with(parent: int) -> None:
+    """Has Linux kill this process as soon as its parent dies; elsewhere it notices the closed link.
+
+    For the moment between fork and exec: a process that still loads its modules would go on holding the listeners.
+    """
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
 
@@ -224,6 +232,8 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         keepers = [asyncio.create_task(self._keep(child)) for child in self._children]
+        for keeper in keepers:
+            keeper.add_done_callback(self._ended)
         try:
             await self._stopping.wait()
             await self._drain()
@@ -232,6 +242,13 @@ class Supervisor:
                 keeper.cancel()
             await asyncio.gather(*keepers, return_exceptions=True)
         return 1 if self._failed else 0
+
+    def _ended(self, keeper: "asyncio.Task[None]") -> None:
+        """A process that nobody keeps any more is no service: better none at all, which is seen."""
+        if not keeper.cancelled() and (fault := keeper.exception()) is not None:
+            _log.error("keeper_failed", exc_info=fault)
+            self._failed = True
+            self._stopping.set()
 
     async def _keep(self, child: _Child) -> None:
         failures = 0
@@ -265,6 +282,7 @@ class Supervisor:
             pass_fds=descriptors,
             env=self._environment,
             start_new_session=True,
+            preexec_fn=functools.partial(_die_with, os.getpid()),
         )
         theirs.close()
         child.process = process
@@ -279,8 +297,10 @@ class Supervisor:
         }
         child.link.write(orjson.dumps(orders) + b"\n")
         try:
-            while line := await reader.readline():
-                self._note(child, orjson.loads(line))
+            # One that is killed may leave half a line; and if it has not read all it was told, a link that is reset.
+            with contextlib.suppress(ConnectionError):
+                while (line := await reader.readline()).endswith(b"\n"):
+                    self._note(child, orjson.loads(line))
             return await process.wait()
         finally:
             _end_group(process.pid)

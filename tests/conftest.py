@@ -52,8 +52,10 @@ def _libpq(url: str) -> str:
 
 COMPONENTS: dict[str, tuple[str, Callable[[], bool]]] = {
     "postgres": ("PostgreSQL (GATEWAY_TEST_POSTGRES)", _postgres),
+    "pg_dump": ("pg_dump", lambda: tool("pg_dump") is not None),
     "dcmtk": ("DCMTK (storescu, findscu, echoscu)", _dcmtk),
     "orthanc": ("Orthanc", lambda: tool("Orthanc") is not None),
+    "curl": ("curl", lambda: tool("curl") is not None),
     "node": ("Node.js", lambda: tool("node", "nodejs") is not None),
     "chromium": ("Chromium", lambda: tool("chromium", "chromium-browser", "google-chrome") is not None),
     "corpus": ("the corpus of DICOM files (GATEWAY_TEST_DATA)", lambda: CORPUS is not None),

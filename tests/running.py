@@ -25,6 +25,7 @@ def environment(**extra: str) -> dict[str, str]:
     unwanted = ("GATEWAY_",) if sys.version_info >= (3, 12) else ("GATEWAY_", "COVERAGE_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     kept["PYTHONPATH"] = str(ROOT)
+    kept["GATEWAY_TEST_STRICT"] = "1"
     return {**kept, **extra}
 
 
@@ -45,12 +46,14 @@ def command(
 class RunningGateway:
     """A gateway that has printed its listening line."""
 
-    def __init__(self, data: Path, *flags: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, data: Path, *flags: str, env: Mapping[str, str] | None = None, ports: tuple[int, int] = (0, 0)
+    ) -> None:
         self.data = data
         self.log = data.parent / f"{data.name}.log"
         self._flags = flags
         self._env = environment(**(env or {}))
-        self._ports = ("127.0.0.1:0", "127.0.0.1:0")
+        self._ports = (f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}")
         self._start()
 
     def _start(self) -> None:
@@ -82,6 +85,11 @@ class RunningGateway:
             self.kill()
             raise AssertionError(f"the gateway did not start:\n{self.log.read_text()[-4000:]}")
         return line
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What its settings are read from, beside its flags."""
+        return self._env
 
     @property
     def pid(self) -> int:

@@ -12,7 +12,8 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -32,6 +33,7 @@ _SHARED_LIMIT = 16 << 20
 """A larger instance is written straight into a segment of its own."""
 _SEGMENT_BYTES = 256 << 20
 _WRITEV_MAX = 1000
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -60,11 +62,21 @@ class _Progress:
 class Spool:
     """`Staging` in a folder. One object a process; any thread may use it."""
 
-    def __init__(self, root: Path, role: str, *, reserve_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        root: Path,
+        role: str,
+        *,
+        reserve_bytes: int = 0,
+        memory_bytes: int = 256 << 20,
+        admit: Callable[[], None] = lambda: None,
+    ) -> None:
         self.folder = root / "spool"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._writer = f"{role}-{new_id()[:12]}"
         self._reserve_bytes = reserve_bytes
+        self._admit = admit
+        self._memory = _Memory(memory_bytes)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._count = 0
@@ -73,6 +85,10 @@ class Spool:
         self._progress = _Progress()
 
     # ------------------------------------------------------------ writing
+
+    def admit(self) -> None:
+        require_space(self.folder, self._reserve_bytes)
+        self._admit()
 
     def open(self, origin: Origin) -> "SpoolSink":
         require_space(self.folder, self._reserve_bytes)
@@ -235,21 +251,36 @@ class Spool:
 
         A large body is a view of the mapped file: never copied whole.
         """
+        descriptor = self._open(segment)
         try:
-            descriptor = os.open(self.folder / segment, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as missing:
-            raise Corrupt(f"spool segment {segment} is missing") from missing
-        try:
-            data = _map(descriptor, offset, length) if length > _SHARED_LIMIT else os.pread(descriptor, length, offset)
+            if length > _SHARED_LIMIT:
+                header_length, body_length = _checked(descriptor, segment, offset, length)
+                data: bytes | memoryview = _map(descriptor, offset, length)
+            else:
+                data = os.pread(descriptor, length, offset)
+                frame = _parse(data)
+                if frame is None:
+                    raise _damaged(segment, offset)
+                header_length, body_length = frame
         finally:
             os.close(descriptor)
-        frame = _parse(data)
-        if frame is None:
-            raise Corrupt(f"spool segment {segment}: the frame at {offset} is damaged")
-        header_length, body_length = frame
         start = _FRAME.size + header_length
         origin = Origin(**json.loads(bytes(data[_FRAME.size : start])))
         return origin, data[start : start + body_length], offset + start
+
+    def check(self, segment: str, offset: int, length: int) -> None:
+        """Reads a frame in pieces. Raises Corrupt."""
+        descriptor = self._open(segment)
+        try:
+            _checked(descriptor, segment, offset, length)
+        finally:
+            os.close(descriptor)
+
+    def _open(self, segment: str) -> int:
+        try:
+            return os.open(self.folder / segment, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as missing:
+            raise Corrupt(f"spool segment {segment} is missing") from missing
 
     def segments(self) -> list[str]:
         """Every segment there is, own ones included."""
@@ -272,8 +303,28 @@ class Spool:
         return AbandonedSegment(self.folder / segment, descriptor)
 
 
+class _Memory:
+    """How many bytes the instances of a process that are still coming in hold in memory together."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> bool:
+        """Whether there is room; the bytes count in any case, until they are given back."""
+        with self._lock:
+            self._held += count
+            return self._held <= self._limit
+
+    def give_back(self, count: int) -> None:
+        with self._lock:
+            self._held -= count
+
+
 class SpoolSink:
-    """Takes one instance's bytes; small ones wait in memory for a single write, large ones go to their own segment."""
+    """Takes one instance's bytes; small ones wait in memory for a single write, large ones go to their own segment,
+    and so do small ones that come so slowly, or with so many others, that together they would fill the memory."""
 
     def __init__(self, spool: Spool, origin: Origin) -> None:
         self._spool = spool
@@ -290,7 +341,7 @@ class SpoolSink:
         if self._segment is None:
             self._chunks.append(chunk)
             self._length += len(chunk)
-            if self._length > _SHARED_LIMIT:
+            if not self._spool._memory.take(len(chunk)) or self._length > _SHARED_LIMIT:
                 self._spill()
         else:
             self._crc = isal_zlib.crc32(chunk, self._crc)
@@ -301,7 +352,8 @@ class SpoolSink:
         self._header = _header_bytes(self._origin)
         self._crc = isal_zlib.crc32(self._header)
         segment = self._segment = self._spool._private()
-        chunks, self._chunks, self._length = self._chunks, [], 0
+        chunks = self._forget()
+        self._length = 0
         self._to_segment(segment, bytes(_FRAME.size) + self._header)
         for chunk in chunks:
             self._crc = isal_zlib.crc32(chunk, self._crc)
@@ -318,16 +370,24 @@ class SpoolSink:
 
     def close(self) -> Staged:
         if self._segment is None:
-            self._staged = self._spool._append(self._origin, self._chunks, self._length)
-            self._chunks = []
+            try:
+                self._staged = self._spool._append(self._origin, self._chunks, self._length)
+            finally:
+                self._forget()
         else:
             self._staged = self._spool._finish_private(
                 self._segment, self._origin, len(self._header), self._length, self._crc
             )
         return self._staged
 
+    def _forget(self) -> list[bytes]:
+        """What was held in memory, which now is somebody else's."""
+        chunks, self._chunks = self._chunks, []
+        self._spool._memory.give_back(sum(map(len, chunks)))
+        return chunks
+
     def abort(self) -> None:
-        self._chunks = []
+        self._forget()
         if self._staged is not None:
             self._spool._give_up(self._staged)
         elif self._segment is not None:
@@ -355,10 +415,10 @@ class AbandonedSegment:
             if magic == _GIVEN_UP:
                 offset += total
                 continue
-            frame = _map(self._descriptor, offset, total)
-            if _parse(frame) is not None:
-                origin = Origin(**json.loads(bytes(frame[_FRAME.size : _FRAME.size + header_length])))
-                yield Staged(self.name, offset, total, origin)
+            with suppress(Corrupt):
+                _checked(self._descriptor, self.name, offset, total)
+                header = os.pread(self._descriptor, header_length, offset + _FRAME.size)
+                yield Staged(self.name, offset, total, Origin(**json.loads(header)))
             offset += total
 
     def delete(self) -> None:
@@ -382,6 +442,29 @@ def _parse(data: bytes | memoryview) -> tuple[int, int] | None:
     if isal_zlib.crc32(data[_FRAME.size :]) != crc:
         return None
     return header_length, body_length
+
+
+def _checked(descriptor: int, segment: str, offset: int, length: int) -> tuple[int, int]:
+    """Lengths of header and body of a whole frame, read in pieces: mapping it would count as this process's memory.
+
+    Raises Corrupt.
+    """
+    head = os.pread(descriptor, _FRAME.size, offset)
+    if len(head) == _FRAME.size:
+        magic, header_length, body_length, expected = _FRAME.unpack(head)
+        if magic == _MAGIC and _FRAME.size + header_length + body_length == length:
+            crc = 0
+            at, end = offset + _FRAME.size, offset + length
+            while at < end and (piece := os.pread(descriptor, min(_PIECE_BYTES, end - at), at)):
+                crc = isal_zlib.crc32(piece, crc)
+                at += len(piece)
+            if at == end and crc == expected:
+                return header_length, body_length
+    raise _damaged(segment, offset)
+
+
+def _damaged(segment: str, offset: int) -> Corrupt:
+    return Corrupt(f"spool segment {segment}: the frame at {offset} is damaged")
 
 
 def _write_at(descriptor: int, vector: Sequence[bytes], offset: int) -> None:

@@ -145,7 +145,15 @@ class DecodePool:
         # The parent-death signal comes when the *thread* that started a process ends: it must live as long as the pool.
         self._starter = ThreadPoolExecutor(1, "decode-starter")
 
-    def ingest(self, path: str, base: int, extents: Extents, syntax: str, format: PixelFormat) -> Ingestion:
+    def ingest(
+        self,
+        path: str,
+        base: int,
+        extents: Extents,
+        syntax: str,
+        format: PixelFormat,
+        lossless: str = syntaxes.HTJ2K_LOSSLESS_RPCL,
+    ) -> Ingestion:
         """The frames of a received instance as they are to be stored, in the syntax of `syntaxes.stored_as`.
 
         `extents` are the fragments of each frame, at `base` + offset in the file `path`. Not for a syntax in
@@ -159,7 +167,7 @@ class DecodePool:
         decoder crashed, hung or took too much memory; Unavailable if no process could be had. Close it, or drop it,
         to give up early.
         """
-        return Ingestion(self._ingest(path, base, extents, syntax, format))
+        return Ingestion(self._ingest(path, base, extents, syntax, format, lossless))
 
     def decode(self, data: bytes, syntax: str, format: PixelFormat) -> bytes:
         """Native little-endian samples of one frame, as `registry.Codecs.decode` gives them.
@@ -203,12 +211,12 @@ class DecodePool:
         self._starter.shutdown()
 
     def _ingest(
-        self, path: str, base: int, extents: Extents, syntax: str, format: PixelFormat
+        self, path: str, base: int, extents: Extents, syntax: str, format: PixelFormat, lossless: str
     ) -> Iterator[IngestedFrame | bytes]:
-        if syntaxes.stored_as(syntax, format) is None:
+        if syntaxes.stored_as(syntax, format, lossless) is None:
             raise PixelFault(UNSUPPORTED_TRANSFER_SYNTAX, f"Transfer syntax {syntax} is not supported.")
         job = {"do": "ingest", "path": path, "base": base, "extents": [list(f) for f in extents], "syntax": syntax}
-        job |= {"format": dataclasses.asdict(format)}
+        job |= {"format": dataclasses.asdict(format), "stored": lossless}
         left_s = self._instance_timeout_s
         taken = 0
         for is_last in (False, True):

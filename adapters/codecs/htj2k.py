@@ -13,7 +13,7 @@ import numpy as np
 
 from gateway.domain.encapsulation import Buffer, bare_codestream
 from gateway.domain.errors import Corrupt
-from gateway.domain.pixels import PixelFormat
+from gateway.domain.pixels import THUMBNAIL_SIDE, PixelFormat
 
 from . import codestream, native
 from .native import Samples
@@ -21,19 +21,17 @@ from .native import Samples
 _TAKES_BITS = "bitspersample" in inspect.signature(imagecodecs.htj2k_encode).parameters
 _SIZ_DEPTHS = 42
 _END = b"\xff\xd9"
-THUMBNAIL_SIDE = 128
-"""A thumbnail prefix gives an image whose longer side has at least so many pixels."""
+_HEADROOM_BITS = 2
+"""By so many bits the low-pass band of a reversible transform may exceed its source, at most."""
 
 
 def encode(samples: Samples, format: PixelFormat) -> bytes:
     """A codestream of 1.2.840.10008.1.2.4.202 with exactly Bits Stored bits a sample, RGB by its reversible transform.
 
     `samples` are (rows, columns[, samples]) in cells of 8, 16 or 32 bits. If one exceeds Bits Stored, all bits that
-    are allocated are encoded: lossless is said of the cell, not of what Bits Stored claims. Source: PS3.5 §10.18.
+    are allocated are encoded. The codestream is legal in 1.2.840.10008.1.2.4.201 too. Source: PS3.5 §10.18.
     """
-    bits = format.bits_stored
-    if bits < format.bits_allocated and native.exceeds_bits_stored(*native.value_range(samples), format):
-        bits = format.bits_allocated
+    bits = native.bits_in_use(samples, format)
     options: dict[str, Any] = {
         "reversible": True,
         "tlm": True,
@@ -42,8 +40,7 @@ def encode(samples: Samples, format: PixelFormat) -> bytes:
     }
     if samples.ndim == 3:
         options |= {"rgb": format.photometric == "RGB", "planar": False}
-    width = 1 if bits <= 8 else 2 if bits <= 16 else 4
-    samples = np.ascontiguousarray(samples, f"{samples.dtype.kind}{width}")
+    samples = native.in_cells_of(samples, bits)
     if _TAKES_BITS:
         return bytes(imagecodecs.htj2k_encode(samples, bitspersample=bits, prog_order="RPCL", **options))
     # Signed samples are encoded without a level shift, so that any depth may stand in SIZ: shift by hand and write it.
@@ -106,14 +103,36 @@ def thumbnail_prefix(data: Buffer) -> int:
     return 0
 
 
-def preview(prefix: Buffer, format: PixelFormat) -> Samples:
-    """The low-resolution image that a prefix of `thumbnail_prefix` bytes holds: (rows, columns[, samples])."""
-    stream = codestream.parse(prefix)
+def reduced(data: Buffer, format: PixelFormat, side: int) -> Samples:
+    """The lowest resolution whose longer side has at least `side` pixels: (rows, columns[, samples]).
+
+    `data` is a whole frame, or its first `thumbnail_prefix` bytes, which give no more than they hold. A frame with bits
+    in use above Bits Stored is decoded whole: the mean of such cells is the mean of nothing. Raises Corrupt.
+    """
+    stream = codestream.parse(data)
     codestream.check(stream, format)
-    whole = bytes(prefix) + _END
-    resolutions = len(codestream.tile_parts(whole, stream))
-    skipped = stream.levels + 1 - resolutions
-    if skipped < 0 or stream.tiles != 1 or not stream.reversible:
-        raise Corrupt("The prefix does not hold a tile-part for each resolution.")
-    samples = np.asarray(imagecodecs.htj2k_decode(whole, planar=False, skipres=skipped))
-    return codestream.with_sign(samples, stream, format)
+    is_whole = bytes(data[-2:]) == _END
+    whole = bytes(data) if is_whole else bytes(data) + _END
+    resolutions = len(codestream.tile_parts(whole, stream)) if stream.tiles == 1 and stream.rpcl else 0
+    held = stream.levels if is_whole else resolutions - 1
+    if not stream.reversible or not stream.high_throughput or not 0 <= held <= stream.levels:
+        raise Corrupt("The frame does not hold a tile-part for each resolution.")
+    skipped = 0
+    shows_itself = stream.bits <= format.bits_stored and stream.signed == format.signed
+    if stream.tiles == 1 and shows_itself:
+        while skipped < stream.levels and -(-max(stream.rows, stream.columns) >> skipped + 1) >= side:
+            skipped += 1
+    skipped = max(skipped, stream.levels - held)
+    if not skipped:
+        return decode(whole, format)
+    if not shows_itself:
+        raise Corrupt("The low resolutions of the frame do not show it.")
+    # The band exceeds the range of the samples at sharp edges, and OpenJPH would wrap there: it is told of more bits,
+    # and of a sign, so that it does not shift the level, which hangs on the number of bits.
+    roomy = bytearray(whole)
+    for component in range(stream.components):
+        roomy[_SIZ_DEPTHS + 3 * component] = min(stream.bits + _HEADROOM_BITS, 32) - 1 | 0x80
+    samples = np.asarray(imagecodecs.htj2k_decode(bytes(roomy), planar=False, skipres=skipped)).astype(np.int64)
+    half = 1 << stream.bits - 1
+    limits = (-half, half - 1) if stream.signed else (0, 2 * half - 1)
+    return (samples + (0 if stream.signed else half)).clip(*limits).astype(native.cell(format))

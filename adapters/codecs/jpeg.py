@@ -1,5 +1,6 @@
 """JPEG, JPEG lossless, JPEG-LS and JPEG XL, by the libraries that `imagecodecs` ships."""
 
+import inspect
 import struct
 
 import imagecodecs
@@ -13,6 +14,8 @@ from . import native
 from .native import Samples
 
 _FRAME_HEADERS = (frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}
+_LS_TAKES_BITS = "bitspersample" in inspect.signature(imagecodecs.jpegls_encode).parameters
+"""Not in the imagecodecs for Python 3.11."""
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
@@ -71,6 +74,24 @@ def decode_ls(data: Buffer, format: PixelFormat) -> Samples:
         raise Corrupt("The JPEG-LS image is cut short: it does not end with EOI.")
     samples = np.asarray(imagecodecs.jpegls_decode(data))
     return native.sign_extended(samples, bits) if format.signed else samples
+
+
+def encode_ls(samples: Samples, format: PixelFormat) -> bytes:
+    """A JPEG-LS image of 1.2.840.10008.1.2.4.80, colour interleaved by pixel (PS3.5 §8.2.3, A.4.3).
+
+    JPEG-LS knows no sign. Cells with a sign bit in use are encoded whole: many readers reinterpret what they decode and
+    extend nothing. The precision also never drops below the cell, so that readers give back Bits Allocated bits.
+    """
+    cells = np.ascontiguousarray(samples).view(f"u{samples.dtype.itemsize}")
+    least, greatest = native.value_range(samples)
+    bits = format.bits_stored - format.signed
+    if least < 0 or greatest >= 1 << bits:
+        bits = format.bits_allocated
+    else:
+        bits = max(format.bits_stored, 2 if format.bits_allocated == 8 else 9)
+    if _LS_TAKES_BITS:
+        return bytes(imagecodecs.jpegls_encode(cells, level=0, bitspersample=bits))
+    return bytes(imagecodecs.jpegls_encode(cells, level=0))  # of the whole cell
 
 
 def decode_xl(data: Buffer, format: PixelFormat) -> Samples:

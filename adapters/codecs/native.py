@@ -77,6 +77,22 @@ def exceeds_bits_stored(least: int, greatest: int, format: PixelFormat) -> bool:
     return greatest >= 1 << format.bits_stored
 
 
+def bits_in_use(samples: Samples, format: PixelFormat) -> int:
+    """How many bits of a cell an encoder must carry: Bits Stored, or Bits Allocated where a sample exceeds it.
+
+    Lossless is said of the cell, not of what Bits Stored claims.
+    """
+    if format.bits_stored < format.bits_allocated and exceeds_bits_stored(*value_range(samples), format):
+        return format.bits_allocated
+    return format.bits_stored
+
+
+def in_cells_of(samples: Samples, bits: int) -> Samples:
+    """The samples, contiguous, in the narrowest cells of 8, 16 or 32 bits that hold so many bits."""
+    width = 1 if bits <= 8 else 2 if bits <= 16 else 4
+    return np.ascontiguousarray(samples, f"{samples.dtype.kind}{width}")
+
+
 def facts(native: Buffer, format: PixelFormat) -> FrameFacts:
     """CRC-32, least and greatest value of one native little-endian frame (healthimaging.md 6.5).
 

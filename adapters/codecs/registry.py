@@ -50,6 +50,16 @@ def _decoders() -> dict[str, Decoder]:
     return table
 
 
+def _encoders() -> dict[str, Encoder]:
+    return {
+        syntaxes.HTJ2K_LOSSLESS_RPCL: htj2k.encode,
+        syntaxes.HTJ2K_LOSSLESS: htj2k.encode,
+        syntaxes.JPEG_2000_LOSSLESS: jpeg2000.encode,
+        syntaxes.JPEG_LS_LOSSLESS: jpeg.encode_ls,
+        syntaxes.RLE: rle.encode,
+    }
+
+
 class Codecs:
     """Encodes and decodes single frames in the calling thread (`ports.Codec`); the libraries release the GIL.
 
@@ -61,7 +71,7 @@ class Codecs:
     def __init__(self, plug_ins: Sequence[str] | None = None, *, verify: bool = True) -> None:
         self._verify = verify
         self._decoders = _decoders()
-        self._encoders: dict[str, Encoder] = {syntaxes.HTJ2K_LOSSLESS_RPCL: htj2k.encode}
+        self._encoders = _encoders()
         points = entry_points(group=PLUG_INS) if plug_ins is None else [EntryPoint(r, r, PLUG_INS) for r in plug_ins]
         for point in points:
             plug_in: PlugIn = point.load()
@@ -95,8 +105,8 @@ class Codecs:
         encoder = self._encoders.get(syntax)
         if encoder is None:
             raise NotAcceptable(f"No installed codec encodes transfer syntax {syntax}.")
-        if not syntaxes.htj2k_holds(format):
-            raise NotAcceptable("Only whole samples of 8, 16 or 32 bits can be encoded without a change.")
+        if not syntaxes.holds(format, syntax):
+            raise NotAcceptable(f"Transfer syntax {syntax} cannot carry these samples without a change.")
         samples = native.to_samples(native_frame, format)
         encoded = encoder(samples, format)
         if self._verify and self.decode(encoded, syntax, format) != native.by_pixel(native_frame, format):
@@ -126,10 +136,14 @@ class Codecs:
             raise NotAcceptable(f"A frame of {format.frame_bytes} bytes is empty or beyond {MAX_FRAME_BYTES}.")
         return native.to_native(_samples(decoder, data, format), format)
 
-    def preview(self, prefix: Buffer, format: PixelFormat) -> tuple[bytes, PixelFormat]:
-        """The low-resolution image in the first `thumbnail_prefix` bytes of a stored frame: native samples by pixel
-        and their format. Raises Corrupt."""
-        samples = _samples(htj2k.preview, prefix, format)
+    def reduced(self, data: Buffer, format: PixelFormat, side: int) -> tuple[bytes, PixelFormat]:
+        """A stored HTJ2K frame, or the first `thumbnail_prefix` bytes of one, at the lowest resolution that it holds
+        and whose longer side has `side` pixels: native samples by pixel and their format. Raises Corrupt."""
+
+        def decoder(data: Buffer, format: PixelFormat) -> Samples:
+            return htj2k.reduced(data, format, side)
+
+        samples = _samples(decoder, data, format)
         small = replace(format, rows=samples.shape[0], columns=samples.shape[1], planar=0, frames=1)
         return native.to_native(samples, small), small
 

@@ -14,6 +14,23 @@ from . import native
 from .native import Samples
 
 
+def encode(samples: Samples, format: PixelFormat) -> bytes:
+    """An RLE frame: a segment for each byte of each sample, the most significant first; no run crosses a row (G.3)."""
+    width = samples.dtype.itemsize
+    little = np.ascontiguousarray(samples, samples.dtype.newbyteorder("<")).view(np.uint8)
+    # (rows, columns, samples, bytes) -> a plane for each sample and byte
+    planes = little.reshape(format.rows, format.columns, format.samples, width)[..., ::-1].transpose(2, 3, 0, 1).copy()
+    segments = []
+    for plane in planes.reshape(-1, format.rows, format.columns):
+        segment = bytes(imagecodecs.packbits_encode(plane))
+        segments.append(segment + b"\0" * (len(segment) % 2))
+    offsets = [64]
+    for segment in segments[:-1]:
+        offsets.append(offsets[-1] + len(segment))
+    header = struct.pack("<16I", len(segments), *offsets, *[0] * (15 - len(segments)))
+    return b"".join((header, *segments))
+
+
 def decode(data: Buffer, format: PixelFormat) -> Samples:
     """Samples of an RLE frame. The planes go from the most significant byte on, colour by plane. Raises Corrupt."""
     width = max(format.bits_allocated // 8, 1)

@@ -45,7 +45,7 @@ def _serve(connection: socket.socket, codecs: Codecs, job: dict[str, Any], paylo
             return
         digest = hashlib.sha256()
         frames = _frames(job["path"], job["base"], job["extents"])
-        for frame in ingest(codecs, frames, job["syntax"], format, digest):
+        for frame in ingest(codecs, frames, job["syntax"], format, digest, job["stored"]):
             wire.send(connection, {"facts": dataclasses.astuple(frame.facts), "prefix": frame.prefix}, frame.data)
         wire.send(connection, {"digest": digest.hexdigest()})
     except NotAcceptable as error:

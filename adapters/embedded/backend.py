@@ -2,7 +2,9 @@
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+import gzip
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
@@ -10,18 +12,30 @@ from typing import Any, ParamSpec, TypeVar
 import orjson
 import sqlalchemy as sa
 
-from adapters.embedded.intake import JobIntake, job_of, read_job
+from adapters.embedded import tagging
+from adapters.embedded.accesses import Accesses
+from adapters.embedded.copying import Copying
+from adapters.embedded.datastores import create_datastore, datastore_of, delete_datastore
+from adapters.embedded.events import Events
+from adapters.embedded.handover import Giver
+from adapters.embedded.importing import start_import
+from adapters.embedded.intake import JobIntake
+from adapters.embedded.jobs import Order, job_of, order_of, read_job
 from adapters.embedded.mutations import Mutations
+from adapters.embedded.processes import Presence
 from adapters.embedded.reading import Reader
 from adapters.embedded.times import from_ms
 from adapters.sql import tables as t
-from adapters.sql.database import Database, insert_or_keep, now_ms
+from adapters.sql.database import Database, now_ms
 from adapters.sql.index import SqlIndex
 from gateway.domain.edits import MetadataUpdate
-from gateway.domain.errors import Conflict, InvalidInput, NotFound
+from gateway.domain.errors import InvalidInput, Locked, NotFound, VersionConflict
 from gateway.domain.ids import DatastoreId, FrameId, ImageSetId, JobId, new_id
 from gateway.domain.model import (
+    Change,
     ConflictEntry,
+    CopyRequest,
+    CopyResult,
     Datastore,
     DatastoreStatus,
     Document,
@@ -35,8 +49,10 @@ from gateway.domain.model import (
     ImportRequest,
     JobResult,
     JobStatus,
+    Outcome,
     Page,
     PageRequest,
+    Resource,
     SearchCriteria,
     Selected,
     Selection,
@@ -44,24 +60,49 @@ from gateway.domain.model import (
     Workflow,
 )
 from gateway.domain.query import DicomQuery, SearchAnswer
+from gateway.ports import SpoolStaging
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _THREADS = 8
+_GIVEN_INSTANCES = 16
+_GIVEN_BYTES = 32 << 20
+"""What is larger than this is no small work that a worker does in between: it becomes a job at once."""
+_JOBS_LISTED_MS = 90 * 86_400_000
 
 
 class EmbeddedBackend:
-    """`HealthImaging`, `Instances`, `DicomIndex` and `Intake` over one database and one blob store."""
+    """`HealthImaging`, `History`, `Instances`, `DicomIndex` and `Intake` over one database and one blob store."""
 
     def __init__(
-        self, database: Database, reader: Reader, index: SqlIndex, mutations: Mutations, intake: JobIntake
+        self,
+        *,
+        database: Database,
+        reader: Reader,
+        index: SqlIndex,
+        mutations: Mutations,
+        copying: Copying,
+        intake: JobIntake,
+        giver: Giver,
+        spool: SpoolStaging,
+        events: Events,
+        presence: Presence,
+        has_buckets: bool,
     ) -> None:
         self._database = database
         self._reader = reader
         self._index = index
         self._mutations = mutations
+        self._copying = copying
         self._intake = intake
+        self._giver = giver
+        self._spool = spool
+        self._imports: set[asyncio.Task[Sequence[Outcome] | None]] = set()
+        self._events = events
+        self._presence = presence
+        self._has_buckets = has_buckets
+        self._accesses = Accesses(database)
         self._threads = ThreadPoolExecutor(_THREADS, "backend")
         # Waiting for a job blocks a thread for long: those threads are apart, so that reads never queue behind them.
         self._waiters = ThreadPoolExecutor(64, "job-waiter")
@@ -71,15 +112,21 @@ class EmbeddedBackend:
         return await loop.run_in_executor(self._threads, functools.partial(call, *args, **kwargs))
 
     def close(self) -> None:
+        self._giver.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._waiters.shutdown(wait=False, cancel_futures=True)
 
     # ------------------------------------------------------------ data stores
 
     async def create_datastore(
-        self, name: str | None, client_token: str | None = None, storage_format: str = "HTJ2K"
+        self,
+        name: str | None,
+        client_token: str | None = None,
+        storage_format: str = "HTJ2K",
+        tags: Mapping[str, str] | None = None,
     ) -> Datastore:
-        return await self._run(create_datastore, self._database, name, client_token, storage_format)
+        made = await self._run(create_datastore, self._database, self._events, name, client_token, storage_format, tags)
+        return replace(made, status=DatastoreStatus.CREATING)  # it is active by the time anybody can ask
 
     async def get_datastore(self, datastore: DatastoreId) -> Datastore:
         return await self._run(self._get_datastore, datastore)
@@ -89,42 +136,27 @@ class EmbeddedBackend:
             row = connection.execute(sa.select(t.datastore).where(t.datastore.c.id == datastore)).first()
         if row is None:
             raise NotFound("There is no data store with this id.")
-        return _datastore(row)
+        return datastore_of(row)
 
     async def list_datastores(self, status: DatastoreStatus | None, page: PageRequest) -> Page[Datastore]:
         query = sa.select(t.datastore).order_by(t.datastore.c.pk.desc())
         if status is not None:
             query = query.where(t.datastore.c.status == status)
-        return await self._run(self._page, query, t.datastore.c.pk, page, _datastore)
+        return await self._run(self._page, query, t.datastore.c.pk, page, datastore_of)
 
     async def delete_datastore(self, datastore: DatastoreId) -> Datastore:
-        return await self._run(self._delete_datastore, datastore)
-
-    def _delete_datastore(self, datastore: DatastoreId) -> Datastore:
-        pk = self._reader.datastore_pk(datastore)
-        s = t.image_set
-        with self._database.write() as connection:
-            used = connection.execute(
-                sa.select(s.c.pk).where(s.c.datastore_pk == pk, s.c.state != ImageSetState.DELETED).limit(1)
-            ).first()
-            if used is not None:
-                raise Conflict("The data store still has image sets. Delete them first.")
-            row = connection.execute(
-                sa.update(t.datastore)
-                .where(t.datastore.c.pk == pk)
-                .values(status=DatastoreStatus.DELETED, updated_at=now_ms())
-                .returning(t.datastore)
-            ).one()
+        deleted = await self._run(delete_datastore, self._database, self._events, datastore)
         self._reader.forget_datastore(datastore)
-        deleted = _datastore(row)
-        return Datastore(
-            deleted.id,
-            deleted.name,
-            DatastoreStatus.DELETING,
-            deleted.created_at,
-            deleted.updated_at,
-            deleted.storage_format,
-        )
+        return deleted
+
+    async def tags(self, resource: Resource) -> Mapping[str, str]:
+        return await self._run(tagging.read, self._database, resource)
+
+    async def tag(self, resource: Resource, tags: Mapping[str, str]) -> None:
+        await self._run(tagging.add, self._database, resource, tags)
+
+    async def untag(self, resource: Resource, keys: Sequence[str]) -> None:
+        await self._run(tagging.remove, self._database, resource, keys)
 
     # ------------------------------------------------------------ import jobs
 
@@ -140,15 +172,25 @@ class EmbeddedBackend:
         pk = await self._run(self._reader.datastore_pk, datastore)
         # Jobs of STOW and DIMSE have no S3 URIs, which the API requires: they are not listed (healthimaging.md 11.1).
         query = (
-            sa.select(t.job).where(t.job.c.datastore_pk == pk, t.job.c.source == "import").order_by(t.job.c.pk.desc())
+            sa.select(t.job)
+            .where(
+                t.job.c.datastore_pk == pk,
+                t.job.c.source == "import",
+                t.job.c.submitted_at > now_ms() - _JOBS_LISTED_MS,
+            )
+            .order_by(t.job.c.pk.desc())
         )
         if status is not None:
             query = query.where(t.job.c.status == status)
         return await self._run(self._page, query, t.job.c.pk, page, lambda row: job_of(row, datastore))
 
     async def start_import(self, datastore: DatastoreId, request: ImportRequest) -> ImportJob:
-        await self._run(self._reader.datastore_pk, datastore)
-        raise InvalidInput("Imports from S3 need a mapping of buckets, which this gateway has not been given.")
+        pk = await self._run(self._reader.datastore_pk, datastore)
+        if not self._has_buckets:
+            raise InvalidInput(
+                "This gateway has no buckets. Start it with --s3-root FOLDER, or set GATEWAY_S3_ENDPOINT_URL."
+            )
+        return await self._run(start_import, self._database, self._events, self._presence, pk, datastore, request)
 
     # ------------------------------------------------------------ image sets
 
@@ -201,18 +243,88 @@ class EmbeddedBackend:
         return self._page(query, v.c.version, page, lambda version: _image_set(ref.datastore, row, version))
 
     async def get_metadata(self, ref: ImageSetRef) -> Document:
-        return await self._run(self._reader.document, ref)
+        document = await self._run(self._reader.document, ref)
+        self._accessed(ref.image_set)
+        return document
 
     async def get_frame(self, ref: ImageSetRef, frame: FrameId) -> Frame:
-        return await self._run(self._reader.frame_by_id, ref, frame)
+        found = await self._run(self._reader.frame_by_id, ref, frame)
+        self._accessed(ref.image_set)
+        return found
 
     async def update_metadata(self, ref: ImageSetRef, expected: int, update: MetadataUpdate) -> ImageSet:
         pk = await self._run(self._reader.datastore_pk, ref.datastore)
         return await self._run(self._mutations.accept_update, pk, ref, expected, update)
 
-    async def delete(self, ref: ImageSetRef) -> ImageSet:
+    async def copy(self, request: CopyRequest) -> CopyResult:
+        pk = await self._run(self._reader.datastore_pk, request.source.datastore)
+        return await self._run(self._copying.accept, pk, request)
+
+    async def delete(self, ref: ImageSetRef, actor: str | None = None) -> ImageSet:
         pk = await self._run(self._reader.datastore_pk, ref.datastore)
-        return await self._run(self._mutations.accept_delete, pk, ref)
+        return await self._run(self._mutations.accept_delete, pk, ref, actor)
+
+    def _accessed(self, *image_sets: ImageSetId) -> None:
+        """Notes a read of image sets, without waiting for it to be written."""
+        for image_set in image_sets:
+            if self._accesses.is_new(image_set):
+                self._threads.submit(self._accesses.write, image_set)
+
+    # ------------------------------------------------------------ history
+
+    async def changes(self, datastore: DatastoreId, after: int, limit: int) -> tuple[Sequence[Change], int]:
+        pk = await self._run(self._reader.datastore_pk, datastore)
+        return await self._run(self._changes, pk, after, limit)
+
+    def _changes(self, datastore_pk: int, after: int, limit: int) -> tuple[Sequence[Change], int]:
+        c, s, j, d = t.change, t.image_set, t.job, t.datastore_seq
+        query: sa.Select[Any] = (
+            sa.select(
+                c.c.seq,
+                c.c.at,
+                c.c.kind,
+                s.c.id,
+                c.c.version,
+                s.c.is_primary,
+                s.c.study_uid,
+                s.c.series_uid,
+                j.c.id.label("job"),
+                c.c.principal,
+            )
+            .join(s, s.c.pk == c.c.image_set_pk)
+            .outerjoin(j, j.c.pk == c.c.job_pk)
+            .where(c.c.datastore_pk == datastore_pk, c.c.seq > after)
+            .order_by(c.c.seq)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            # First: an entry that comes in between is then told as one that there is, and not as one too many.
+            rows = connection.execute(query).all()
+            newest = connection.execute(sa.select(d.c.seq).where(d.c.datastore_pk == datastore_pk)).scalar_one()
+        return [_change(row) for row in rows], newest
+
+    async def preview(
+        self, ref: ImageSetRef, expected: int, update: MetadataUpdate
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        pk = await self._run(self._reader.datastore_pk, ref.datastore)
+        return await self._run(self._preview, pk, ref, expected, update)
+
+    def _preview(
+        self, datastore_pk: int, ref: ImageSetRef, expected: int, update: MetadataUpdate
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        latest = self._get_image_set(replace(ref, version=None))
+        if latest.version != expected:
+            raise VersionConflict
+        if latest.state is ImageSetState.LOCKED:
+            raise Locked
+        before = self._document(replace(ref, version=expected))
+        if update.revert_to is not None:
+            return before, self._document(replace(ref, version=update.revert_to))
+        return before, self._mutations.preview(datastore_pk, ref, update, before)
+
+    def _document(self, ref: ImageSetRef) -> dict[str, Any]:
+        document: dict[str, Any] = orjson.loads(gzip.decompress(self._reader.document(ref).body))
+        return document
 
     # ------------------------------------------------------------ instances
 
@@ -221,15 +333,31 @@ class EmbeddedBackend:
         return at_hand if at_hand is not None else await self._run(self._reader.select, selection)
 
     async def metadata(self, entries: Sequence[Entry], base_url: str, *, gzip: bool) -> Document:
+        self._accessed(*{entry.image_set for entry in entries})
         return await self._run(self._reader.metadata, entries, base_url, gzip=gzip)
 
     async def head(self, entry: Entry) -> tuple[bytes, bytes]:
-        return await self._run(self._reader.head, entry)
+        self._accessed(entry.image_set)
+        return (await self._run(self._reader.heads, [entry]))[0]
+
+    def heads(self, entries: Sequence[Entry]) -> list[tuple[bytes, bytes]]:
+        self._accessed(*{entry.image_set for entry in entries})
+        return self._reader.heads(entries)
 
     async def frame(self, entry: Entry, index: int) -> Frame:
+        self._accessed(entry.image_set)
         # A frame in the page cache costs less than the way to a thread and back.
         at_hand = self._reader.frame_at_hand(entry, index)
         return at_hand if at_hand is not None else await self._run(self._reader.frame, entry, index)
+
+    def first_frames(self, entries: Sequence[Entry]) -> list[Frame]:
+        return self._reader.first_frames(entries)
+
+    async def frame_start(self, entry: Entry, index: int) -> Frame | None:
+        return await self._run(self._reader.frame_start, entry, index)
+
+    def first_lengths(self, entries: Sequence[Entry]) -> list[tuple[str, int]]:
+        return self._reader.first_lengths(entries)
 
     async def pixel_data(self, entry: Entry) -> Frame:
         return await self._run(self._reader.pixel_data, entry)
@@ -243,10 +371,38 @@ class EmbeddedBackend:
         return await self._run(self._index.find, query)
 
     async def submit(self, datastore: DatastoreId, items: Sequence[Staged]) -> JobId:
-        pk = await self._run(self._reader.datastore_pk, datastore)
-        return await self._run(self._intake.submit, pk, items)
+        order = order_of(JobId(new_id()), await self._run(self._reader.datastore_pk, datastore), items)
+        await self._run(self._intake.submit, order)
+        self._spool.submitted(items)
+        return order.id
+
+    async def imported(
+        self, datastore: DatastoreId, items: Sequence[Staged], timeout_s: float
+    ) -> Sequence[Outcome] | None:
+        datastore_pk = self._reader.known_datastore_pk(datastore)
+        if datastore_pk is None:  # a way to a thread and back costs more than all else that is done here
+            datastore_pk = await self._run(self._reader.datastore_pk, datastore)
+        order = order_of(JobId(new_id()), datastore_pk, items)
+        # Whoever asked may leave: what he sent is imported all the same.
+        task = asyncio.create_task(self._import(order, items, timeout_s))
+        self._imports.add(task)
+        task.add_done_callback(self._imports.discard)
+        return await asyncio.shield(task)
+
+    async def _import(self, order: Order, items: Sequence[Staged], timeout_s: float) -> Sequence[Outcome] | None:
+        deadline = time.monotonic() + timeout_s
+        if len(items) <= _GIVEN_INSTANCES and sum(item.length for item in items) <= _GIVEN_BYTES:
+            outcomes = await self._giver.give(order, timeout_s)
+            if outcomes is not None:
+                self._spool.submitted(items)
+                return outcomes
+        await self._run(self._intake.submit, order)
+        self._spool.submitted(items)
+        result = await self.result(order.id, deadline - time.monotonic())
+        return None if result is None else result.outcomes
 
     async def result(self, job: JobId, timeout_s: float) -> JobResult | None:
+        """The job's outcomes once it has ended; None when it has not after `timeout_s`."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._waiters, self._intake.result, job, timeout_s)
 
@@ -276,65 +432,6 @@ class EmbeddedBackend:
         return Page([make(row) for row in rows], str(getattr(rows[-1], key.name)) if more else None)
 
 
-def create_datastore(database: Database, name: str | None, client_token: str | None, storage_format: str) -> Datastore:
-    """A new data store, or with a known client token the one that it made. Raises Conflict, InvalidInput."""
-    if storage_format != "HTJ2K":
-        raise InvalidInput("losslessStorageFormat: this gateway stores HTJ2K only.")
-    digest = orjson.dumps([name, storage_format])
-    token = {"operation": "CreateDatastore", "token": client_token, "request_digest": digest}
-    with database.write() as connection:
-        k = t.client_token
-        if client_token is not None:
-            database.lock_words(connection, [f"client token {client_token}"])
-            known = connection.execute(
-                sa.select(k.c.request_digest, k.c.answer).where(
-                    k.c.operation == "CreateDatastore", k.c.token == client_token
-                )
-            ).first()
-            if known is not None:
-                if bytes(known.request_digest) != digest:
-                    raise Conflict("The client token was used for another request.")
-                return _datastore(
-                    connection.execute(sa.select(t.datastore).where(t.datastore.c.id == known.answer)).one()
-                )
-        datastore_id = new_id()
-        at = now_ms()
-        row = connection.execute(
-            sa.insert(t.datastore).returning(t.datastore),
-            {
-                "id": datastore_id,
-                "name": name or datastore_id,
-                "status": DatastoreStatus.ACTIVE,
-                "storage_format": storage_format,
-                "created_at": at,
-                "updated_at": at,
-            },
-        ).one()
-        connection.execute(
-            sa.insert(t.datastore_seq),
-            {"datastore_pk": row.pk, "seq": 0, "last_at": 0},
-        )
-        if client_token is not None:
-            insert_or_keep(connection.dialect.name, k).run(connection, {**token, "answer": datastore_id})
-    return _datastore(row)
-
-
-def default_datastore(database: Database) -> DatastoreId:
-    """The data store that exists from the first start on, and keeps its id."""
-    return create_datastore(database, "default", "imageset-gateway-default", "HTJ2K").id
-
-
-def _datastore(row: "sa.Row[Any]") -> Datastore:
-    return Datastore(
-        DatastoreId(row.id),
-        row.name,
-        DatastoreStatus(row.status),
-        from_ms(row.created_at),
-        from_ms(row.updated_at),
-        row.storage_format,
-    )
-
-
 def _image_set(datastore: DatastoreId, row: "sa.Row[Any]", version: "sa.Row[Any]") -> ImageSet:
     return ImageSet(
         datastore=datastore,
@@ -349,11 +446,27 @@ def _image_set(datastore: DatastoreId, row: "sa.Row[Any]", version: "sa.Row[Any]
         forced=version.forced,
         at=from_ms(version.at),
         actor=version.principal,
+        accessed_at=from_ms(row.accessed_at or row.created_at),
     )
 
 
 def _deleting(image_set: ImageSet) -> ImageSet:
     return replace(image_set, state=ImageSetState.LOCKED, workflow=Workflow.DELETING)
+
+
+def _change(row: "sa.Row[Any]") -> Change:
+    return Change(
+        seq=row.seq,
+        at=from_ms(row.at),
+        kind=row.kind,
+        image_set=ImageSetId(row.id),
+        version=row.version,
+        is_primary=row.is_primary,
+        study_uid=row.study_uid,
+        series_uid=row.series_uid,
+        job=JobId(row.job) if row.job else None,
+        actor=row.principal,
+    )
 
 
 def _conflict(row: "sa.Row[Any]") -> ConflictEntry:

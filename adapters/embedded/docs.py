@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from adapters.embedded.chunks import Chunk
 from adapters.sql import tables as t
 from adapters.sql.database import Statement, insert_or_keep
+from gateway.domain.errors import Corrupt
 
 _FIND = Statement(sa.select(t.doc.c.pk).where(t.doc.c.digest == sa.bindparam("digest")))
 _BODY = Statement(sa.select(t.doc.c.body, t.doc.c.plain, t.doc.c.crc).where(t.doc.c.pk == sa.bindparam("pk")))
@@ -30,6 +31,19 @@ def _put(connection: sa.Connection, digest: bytes, body: bytes, plain: int, crc:
         if found is None:  # another transaction stored the same document just now
             found = _FIND.scalar(connection, {"digest": digest})
     return int(found)
+
+
+def is_whole(digest: bytes, body: bytes, plain: int, crc: int) -> bool:
+    """Whether a stored document is what was put."""
+    if digest == hashlib.sha256(b"json" + body).digest():
+        return True
+    if digest != hashlib.sha256(b"chunk" + body).digest():
+        return False
+    try:
+        Chunk(body, plain, crc).text()
+    except Corrupt:
+        return False
+    return True
 
 
 def get_json(connection: sa.Connection, pk: int | None) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Native frames become HTJ2K after they are visible: nothing that a reader sees depends on when.
+"""Native frames become HTJ2K, or JPEG 2000, after they are visible: nothing that a reader sees depends on when.
 
 Raw frames lie in the spool or in a frame blob. Each is encoded, decoded again and compared before the pixel row is
 pointed at the new blob; what cannot be encoded is copied as it is, so that no spool segment is kept for it. Pixels that
@@ -22,7 +22,7 @@ from adapters.embedded.publishing import store_blob
 from adapters.sql import tables as t
 from adapters.sql.database import Database, now_ms
 from gateway.domain.errors import Corrupt, GatewayError, NotAcceptable
-from gateway.domain.syntaxes import EXPLICIT_LE
+from gateway.domain.syntaxes import EXPLICIT_LE, HTJ2K_LOSSLESS_RPCL
 from gateway.ports import BlobStore, BlobWriter
 
 log = structlog.get_logger("gateway.encoder")
@@ -184,7 +184,7 @@ class Encoder:
                     data = self._codec.encode(native, format, syntax)
                 except Corrupt as fault:  # the codec's fault, not the frame's
                     raise NotAcceptable(fault.detail) from fault
-                prefix = self._codec.thumbnail_prefix(data)
+                prefix = self._codec.thumbnail_prefix(data) if syntax == HTJ2K_LOSSLESS_RPCL else 0
             table.append(moved(frame, writer.size - start, data, prefix))
             writer.write(data)
         return start, b"".join(table), syntax

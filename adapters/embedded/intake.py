@@ -2,44 +2,31 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
-import orjson
 import sqlalchemy as sa
 import structlog
-from isal import isal_zlib
 
+from adapters.embedded.jobs import Order, insert_job, order_of, read_job, unpack_places
 from adapters.embedded.processes import Presence
-from adapters.embedded.publishing import unpack_outcomes
-from adapters.embedded.times import from_ms
 from adapters.sql import tables as t
-from adapters.sql.database import Database, Statement, now_ms
+from adapters.sql.database import Database
 from adapters.sql.queue import enqueue
 from gateway.domain.errors import NotFound
 from gateway.domain.ids import DatastoreId, JobId, new_id
-from gateway.domain.model import ImportJob, JobResult, JobStatus, Staged
+from gateway.domain.model import JobResult, JobStatus, Staged
 from gateway.ports import SpoolStaging
 
 log = structlog.get_logger("gateway.intake")
 
 _LOOK_AGAIN_S = 0.5
 
-_INSERT_JOB = Statement(sa.insert(t.job).returning(t.job.c.pk))
-_INSERT_SEGMENTS = Statement(sa.insert(t.job_segment))
-_JOB_BY_ID = (
-    sa.select(t.job, t.datastore.c.id.label("datastore"))
-    .join(t.datastore, t.datastore.c.pk == t.job.c.datastore_pk)
-    .where(t.job.c.id == sa.bindparam("job_id"))
-)
-
 
 class JobIntake:
     """Submits jobs and waits for their end. Blocking; thread-safe."""
 
-    def __init__(self, database: Database, spool: SpoolStaging, presence: Presence) -> None:
+    def __init__(self, database: Database, presence: Presence) -> None:
         self._database = database
-        self._spool = spool
         self._presence = presence
         self._lock = threading.Lock()
         self._waiting: dict[JobId, threading.Event] = {}
@@ -51,118 +38,63 @@ class JobIntake:
         if event is not None:
             event.set()
 
-    def submit(self, datastore_pk: int, items: Sequence[Staged]) -> JobId:
-        first = items[0].origin
-        job_id = JobId(new_id())
-        with self._lock:
-            self._waiting[job_id] = threading.Event()
+    def submit(self, order: Order) -> None:
+        """Makes the job, unless a worker has made and ended it, to whom the order had been given before."""
         # The spool finds again, by `recover`, what a lost job named.
         with self._database.write(durable=False) as connection:
-            insert_job(connection, datastore_pk, job_id, items, source=first.source)
-        self._spool.submitted(items)
-        self._presence.ring("worker")
-        return job_id
+            is_new = submit_job(connection, order)
+        if is_new:
+            self._presence.ring("worker")
 
     def result(self, job: JobId, timeout_s: float) -> JobResult | None:
+        """The job with its outcomes; None when it has not ended after `timeout_s`. Raises NotFound."""
         deadline = time.monotonic() + timeout_s
+        event = threading.Event()
         with self._lock:
-            event = self._waiting.setdefault(job, threading.Event())
+            self._waiting[job] = event
         try:
             while True:
-                remaining = deadline - time.monotonic()
-                rung = event.wait(max(0.0, min(_LOOK_AGAIN_S, remaining)))
                 found = read_job(self._database, job, with_outcomes=True)
                 if found.job.status in (JobStatus.COMPLETED, JobStatus.FAILED):
                     return found
+                remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     return None
-                if rung:
+                if event.wait(min(_LOOK_AGAIN_S, remaining)):
                     event.clear()
         finally:
             with self._lock:
                 self._waiting.pop(job, None)
 
 
-def insert_job(
-    connection: sa.Connection, datastore_pk: int, job_id: JobId, items: Sequence[Staged], *, source: str
-) -> None:
-    """The job, its segments and its work item, in the caller's transaction."""
-    origin = items[0].origin
-    job_pk = _INSERT_JOB.scalar(
-        connection,
-        {
-            "id": job_id,
-            "datastore_pk": datastore_pk,
-            "name": f"{source}-{job_id[:12]}",
-            "source": source,
-            "status": JobStatus.SUBMITTED,
-            "submitted_at": now_ms(),
-            "called_ae": origin.called_ae,
-            "calling_ae": origin.calling_ae,
-            "principal": origin.principal,
-            "staged": pack_items(items),
-        },
-    )
-    _INSERT_SEGMENTS.run_each(
-        connection,
-        [{"segment": segment, "job_pk": job_pk} for segment in sorted({item.segment for item in items})],
-    )
-    subject = {"job": job_pk, "id": job_id, "source": source, "instances": len(items)}
-    enqueue(connection, "import", subject)
+def submit_job(connection: sa.Connection, order: Order) -> bool:
+    """The job, its segments and its work item, in the caller's transaction; False when the job is there already."""
+    job_pk = insert_job(connection, order, JobStatus.SUBMITTED)
+    if job_pk is None:
+        return False
+    _enqueue(connection, job_pk, order.id, order.source, len(order.places))
+    return True
 
 
-def pack_items(items: Sequence[Staged]) -> bytes:
-    return isal_zlib.compress(orjson.dumps([[item.segment, item.offset, item.length] for item in items]), 1)
-
-
-def unpack_items(data: bytes) -> list[tuple[str, int, int]]:
-    """Segment, offset and length of each staged instance."""
-    return [(segment, offset, length) for segment, offset, length in orjson.loads(isal_zlib.decompress(data))]
-
-
-def read_job(database: Database, job: JobId, *, with_outcomes: bool = False) -> JobResult:
-    """Raises NotFound."""
-    with database.read() as connection:
-        row = connection.execute(_JOB_BY_ID, {"job_id": job}).first()
-    if row is None:
-        raise NotFound("There is no import job with this id.")
-    outcomes = unpack_outcomes(row.outcomes) if with_outcomes and row.outcomes else []
-    return JobResult(job_of(row, DatastoreId(row.datastore)), outcomes)
-
-
-def job_of(row: "sa.Row[Any]", datastore: DatastoreId) -> ImportJob:
-    """An import job from its row."""
-    return ImportJob(
-        id=JobId(row.id),
-        datastore=datastore,
-        name=row.name,
-        status=JobStatus(row.status),
-        source=row.source,
-        submitted_at=from_ms(row.submitted_at),
-        ended_at=from_ms(row.ended_at) if row.ended_at else None,
-        message=row.message,
-        role_arn=row.role_arn,
-        input_uri=row.input_uri,
-        output_uri=row.output_uri,
-        counts={
-            "imported": row.n_imported,
-            "identical": row.n_identical,
-            "failed": row.n_failed,
-            "warned": row.n_warned,
-        },
-    )
+def _enqueue(connection: sa.Connection, job_pk: int, job_id: str, source: str, count: int) -> None:
+    enqueue(connection, "import", {"job": job_pk, "id": job_id, "source": source, "instances": count})
 
 
 def recover(
-    database: Database, spool: SpoolStaging, datastore_pk: Callable[[DatastoreId], int], settled: set[str]
+    database: Database,
+    spool: SpoolStaging,
+    datastore_pk: Callable[[DatastoreId], int],
+    settled: set[str],
+    *,
+    may_delete: bool = True,
 ) -> int:
-    """Submits what dead processes had received but not submitted, and removes segments that nobody needs.
+    """Submits what dead processes had received but not submitted, and removes segments that nobody needs, if it may.
 
     `settled` remembers, between calls, segments that only wait for the encoder. How many instances were submitted.
     """
     submitted = 0
     for name in spool.segments():
-        if name in settled and not _unneeded(database, name):
+        if name in settled and not (may_delete and _unneeded(database, name)):
             continue
         segment = spool.abandoned(name)
         if segment is None:
@@ -171,7 +103,7 @@ def recover(
             if name not in settled:
                 submitted += _submit_rest(database, segment.name, list(segment.frames()), datastore_pk)
                 settled.add(name)
-            if _unneeded(database, name):
+            if may_delete and _unneeded(database, name):
                 segment.delete()
                 settled.discard(name)
         finally:
@@ -189,8 +121,9 @@ def _submit_rest(
             .join(t.job_segment, t.job_segment.c.job_pk == t.job.c.pk)
             .where(t.job_segment.c.segment == segment)
         ):
-            covered |= {offset for name, offset, _ in unpack_items(staged) if name == segment}
-        rest = [frame for frame in frames if frame.offset not in covered]
+            covered |= {offset for name, offset, _ in unpack_places(staged) if name == segment}
+        # A job from a bucket reads again what it had not finished copying.
+        rest = [frame for frame in frames if frame.offset not in covered and frame.origin.source != "import"]
         groups: dict[tuple[str, str, str | None], list[Staged]] = {}
         for frame in rest:
             origin = frame.origin
@@ -202,7 +135,7 @@ def _submit_rest(
                 log.warning("spool.store_deleted", segment=segment, instances=len(items))
                 rest = [frame for frame in rest if frame not in items]
                 continue
-            insert_job(connection, pk, JobId(new_id()), items, source=items[0].origin.source)
+            submit_job(connection, order_of(JobId(new_id()), pk, items))
     if rest:
         log.info("spool.recovered", segment=segment, instances=len(rest))
     return len(rest)
@@ -219,8 +152,7 @@ def retry_failed(database: Database) -> int:
             .returning(j.c.pk, j.c.id, j.c.source, j.c.staged)
         ).all()
         for pk, job_id, source, staged in failed:
-            subject = {"job": pk, "id": job_id, "source": source, "instances": len(unpack_items(staged))}
-            enqueue(connection, "import", subject)
+            _enqueue(connection, pk, job_id, source, len(unpack_places(staged)))
     return len(failed)
 
 

@@ -1,5 +1,7 @@
 """Edits, reverts and deletes: accepted at once under a lock, applied by a worker, published in one commit.
 
+Copies are in `copying`; what both need of image sets and their instances is here.
+
 Accepting inserts the lock, the version without content and the work item together; applying is pure until its commit
 and guarded by the lock, so that an interrupted operation simply runs again (healthimaging.md 13).
 """
@@ -13,6 +15,7 @@ import orjson
 import sqlalchemy as sa
 
 from adapters.embedded.chunks import deflate, inflate, unpack_extents
+from adapters.embedded.events import Events
 from adapters.embedded.processes import Presence
 from adapters.embedded.publishing import (
     Publication,
@@ -25,7 +28,7 @@ from adapters.embedded.times import from_ms
 from adapters.sql import index
 from adapters.sql import tables as t
 from adapters.sql.database import Database, insert_or_keep, now_ms
-from adapters.sql.queue import WorkItem, WorkQueue, enqueue
+from adapters.sql.queue import FIRST, WorkItem, WorkQueue, enqueue
 from gateway.domain import edits, metadata
 from gateway.domain.edits import Changes, MetadataUpdate, Overlay
 from gateway.domain.errors import Locked, NotFound, UnacceptableUpdate, VersionConflict
@@ -47,29 +50,33 @@ class Mutations:
     """Both halves: `accept_*` for the process that was asked, `run` for the worker. Blocking."""
 
     def __init__(
-        self, database: Database, blobs: BlobStore, queue: WorkQueue, presence: Presence, rules: EditRules
+        self,
+        database: Database,
+        blobs: BlobStore,
+        queue: WorkQueue,
+        presence: Presence,
+        rules: EditRules,
+        events: Events,
     ) -> None:
         self._database = database
         self._blobs = blobs
         self._queue = queue
         self._presence = presence
         self._rules = rules
+        self._events = events
 
     # ------------------------------------------------------------ accepting
 
     def accept_update(self, datastore_pk: int, ref: ImageSetRef, expected: int, update: MetadataUpdate) -> ImageSet:
         """Raises NotFound, VersionConflict, Locked."""
         with self._database.write() as connection:
-            target = self._target(connection, datastore_pk, ref)
+            (target,) = locate(self._database, connection, datastore_pk, [ref])
             if target.latest != expected:
                 raise VersionConflict()
             if update.revert_to is not None:
-                found = connection.execute(
-                    sa.select(t.version.c.content).where(
-                        t.version.c.image_set_pk == target.pk, t.version.c.version == update.revert_to
-                    )
-                ).first()
-                if found is None:
+                v = t.version
+                there = sa.select(v.c.content).where(v.c.image_set_pk == target.pk, v.c.version == update.revert_to)
+                if connection.execute(there).first() is None:
                     raise NotFound("The image set has no version with the number to revert to.")
             sets = [target]
             if update.study and update.revert_to is None:
@@ -82,33 +89,29 @@ class Mutations:
                     "sets": [[row.pk, row.latest + 1] for row in sets],
                     "update": _plain(update),
                 },
+                priority=FIRST,
             )
             at = now_ms()
             for row in sets:
                 workflow = Workflow.UPDATING if row is target else Workflow.UPDATING_FOR_STUDY_CONSISTENCY
-                _lock(connection, row.pk, work_pk)
-                connection.execute(
-                    sa.insert(t.version),
-                    {
-                        "image_set_pk": row.pk,
-                        "version": row.latest + 1,
-                        "content": None,
-                        "state": ImageSetState.LOCKED,
-                        "workflow": workflow,
-                        "forced": update.force,
-                        "study_uid": row.study_uid,
-                        "series_uid": row.series_uid,
-                        "n_instances": row.n_instances,
-                        "n_frames": row.n_frames,
-                        "at": at,
-                        "principal": update.actor,
-                        "reason": update.reason,
-                    },
+                begin_version(
+                    connection,
+                    row,
+                    workflow,
+                    work_pk,
+                    at,
+                    forced=update.force,
+                    principal=update.actor,
+                    reason=update.reason,
                 )
-                connection.execute(
-                    sa.update(t.image_set)
-                    .where(t.image_set.c.pk == row.pk)
-                    .values(latest=row.latest + 1, state=ImageSetState.LOCKED, workflow=workflow, message=None)
+                self._events.image_set(
+                    connection,
+                    ref.datastore,
+                    row.id,
+                    row.latest + 1,
+                    workflow,
+                    is_primary=row.is_primary,
+                    state=ImageSetState.LOCKED,
                 )
         self._presence.ring("worker")
         return ImageSet(
@@ -123,20 +126,45 @@ class Mutations:
             forced=update.force,
         )
 
+    def preview(
+        self, datastore_pk: int, ref: ImageSetRef, update: MetadataUpdate, before: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The document that an update would make of `before`, the latest one. Nothing is written.
+
+        Raises NotFound, UnacceptableUpdate. Not for reverts: their document is there.
+        """
+        with self._database.read() as connection:
+            target = connection.execute(_the_set(datastore_pk, ref)).first()
+            if target is None:
+                raise NotFound("There is no image set with this id.")
+            state = load_state(connection, target.pk, ref.datastore)
+            plan = self._plan(state, Instances(connection, self._blobs, state.pk), update, sibling=False)
+        return edits.planned(plan, state.levels, before)
+
     def accept_delete(self, datastore_pk: int, ref: ImageSetRef, actor: str | None = None) -> ImageSet:
         """Raises NotFound, Locked."""
         with self._database.write() as connection:
-            target = self._target(connection, datastore_pk, ref)
+            (target,) = locate(self._database, connection, datastore_pk, [ref])
             work_pk = enqueue(
                 connection,
                 "delete",
                 {"store": ref.datastore, "set": target.pk, "workflow": target.workflow, "actor": actor},
+                priority=FIRST,
             )
-            _lock(connection, target.pk, work_pk)
+            lock_set(connection, target.pk, work_pk)
             connection.execute(
                 sa.update(t.image_set)
                 .where(t.image_set.c.pk == target.pk)
                 .values(state=ImageSetState.LOCKED, workflow=Workflow.DELETING)
+            )
+            self._events.image_set(
+                connection,
+                ref.datastore,
+                target.id,
+                target.latest,
+                Workflow.DELETING,
+                is_primary=target.is_primary,
+                state=ImageSetState.LOCKED,
             )
         self._presence.ring("worker")
         return ImageSet(
@@ -149,21 +177,6 @@ class Mutations:
             created_at=from_ms(target.created_at),
             updated_at=from_ms(target.updated_at),
         )
-
-    def _target(self, connection: sa.Connection, datastore_pk: int, ref: ImageSetRef) -> "sa.Row[Any]":
-        """The image set's row, with its study serialised against imports."""
-        query = sa.select(t.image_set).where(
-            t.image_set.c.datastore_pk == datastore_pk,
-            t.image_set.c.id == ref.image_set,
-            t.image_set.c.state != ImageSetState.DELETED,
-        )
-        row = connection.execute(query).first()
-        if row is not None:
-            self._database.lock_words(connection, [f"{datastore_pk}:{row.study_uid}"])
-            row = connection.execute(query).first()
-        if row is None:
-            raise NotFound("There is no image set with this id.")
-        return row
 
     def _siblings(self, connection: sa.Connection, datastore_pk: int, target: "sa.Row[Any]") -> "Sequence[sa.Row[Any]]":
         return connection.execute(
@@ -193,8 +206,8 @@ class Mutations:
                     self._apply(connection, item, update, pk, version, sibling=bool(place))
                     for place, (pk, version) in enumerate(item.subject["sets"])
                 ]
-                number(connection, publications)
-                self._unlock(connection, item)
+                number(connection, publications, self._events)
+                unlock(connection, item)
         except UnacceptableUpdate as fault:
             self._fail(item, fault.detail)
 
@@ -210,27 +223,17 @@ class Mutations:
                 .where(t.image_set.c.pk == item.subject["set"])
                 .values(state=ImageSetState.ACTIVE, workflow=item.subject["workflow"])
             )
-            self._unlock(connection, item)
+            unlock(connection, item)
 
     def _fail(self, item: WorkItem, message: str) -> None:
         """The number stays used; the version shows what the one before showed."""
         with self._database.write() as connection:
             self._queue.finish(connection, item)
             for pk, version in item.subject["sets"]:
-                s, v = t.image_set, t.version
-                visible = connection.execute(sa.select(s.c.visible).where(s.c.pk == pk)).scalar_one()
-                content = connection.execute(
-                    sa.select(v.c.content).where(v.c.image_set_pk == pk, v.c.version == visible)
-                ).scalar_one()
-                values = {"state": ImageSetState.ACTIVE, "workflow": Workflow.UPDATE_FAILED, "message": message}
-                connection.execute(
-                    sa.update(v).where(v.c.image_set_pk == pk, v.c.version == version).values(content=content, **values)
+                fail_version(
+                    connection, pk, version, Workflow.UPDATE_FAILED, message, self._events, item.subject["store"]
                 )
-                connection.execute(sa.update(s).where(s.c.pk == pk).values(updated_at=now_ms(), **values))
-            self._unlock(connection, item)
-
-    def _unlock(self, connection: sa.Connection, item: WorkItem) -> None:
-        connection.execute(sa.delete(t.set_lock).where(t.set_lock.c.work_pk == item.pk))
+            unlock(connection, item)
 
     def _apply(
         self,
@@ -263,21 +266,8 @@ class Mutations:
     def _edit(
         self, connection: sa.Connection, state: SetState, update: MetadataUpdate, version: int, *, sibling: bool
     ) -> None:
-        instances = _Instances(connection, self._blobs, state.pk)
-        plan = edits.plan(
-            update,
-            edits.ImageSetContent(
-                is_primary=state.is_primary,
-                sibling_primaries=self._sibling(connection, state) is not None,
-                levels=state.levels,
-                overlay=state.overlay,
-                series_uid=state.series_uid,
-                instances=instances,
-            ),
-            sibling=sibling,
-            strict_removal=self._rules.strict_removal,
-            legacy_uids=self._rules.legacy_uids,
-        )
+        instances = Instances(connection, self._blobs, state.pk)
+        plan = self._plan(state, instances, update, sibling=sibling)
         state.overlay = plan.overlay
         state.study_uid = plan.study_uid or state.study_uid
         state.series_uid = plan.series_uid or state.series_uid
@@ -306,6 +296,22 @@ class Mutations:
             )
         if opened:
             connection.execute(sa.insert(t.member), opened)
+
+    def _plan(self, state: SetState, instances: "Instances", update: MetadataUpdate, *, sibling: bool) -> edits.Plan:
+        return edits.plan(
+            update,
+            edits.ImageSetContent(
+                is_primary=state.is_primary,
+                sibling_primaries=self._sibling(instances.connection, state) is not None,
+                levels=state.levels,
+                overlay=state.overlay,
+                series_uid=state.series_uid,
+                instances=instances,
+            ),
+            sibling=sibling,
+            strict_removal=self._rules.strict_removal,
+            legacy_uids=self._rules.legacy_uids,
+        )
 
     def _sibling(self, connection: sa.Connection, state: SetState) -> int | None:
         """Another primary image set of a primary one's study."""
@@ -397,11 +403,22 @@ class Mutations:
                     "principal": item.subject["actor"],
                 },
             )
-            self._unlock(connection, item)
+            resource = f"{item.subject['store']}/{row.id}"
+            connection.execute(sa.delete(t.tag).where(t.tag.c.resource == resource))
+            self._events.image_set(
+                connection,
+                item.subject["store"],
+                row.id,
+                row.latest,
+                Workflow.DELETED,
+                is_primary=row.is_primary,
+                state=ImageSetState.DELETED,
+            )
+            unlock(connection, item)
 
 
 @dataclass(frozen=True, slots=True)
-class _Member:
+class Member:
     pk: int
     sop_uid: str
     sop_class: str
@@ -411,15 +428,15 @@ class _Member:
     frames: int
 
 
-class _Instances(Mapping[str, "_Content"]):
+class Instances(Mapping[str, "_Content"]):
     """The live instances of a set; attributes are read only where an edit asks for them."""
 
     def __init__(self, connection: sa.Connection, blobs: BlobStore, image_set_pk: int) -> None:
-        self._connection = connection
+        self.connection = connection
         self._blobs = blobs
         m, r, x = t.member, t.record, t.pixel
         self.members = {
-            row.sop_uid: _Member(*row)
+            row.sop_uid: Member(*row)
             for row in connection.execute(
                 sa.select(
                     m.c.pk,
@@ -445,17 +462,17 @@ class _Instances(Mapping[str, "_Content"]):
     def __len__(self) -> int:
         return len(self.members)
 
-    def changes(self, member: _Member) -> Changes:
+    def changes(self, member: Member) -> Changes:
         if member.overlay_pk is None:
             return Changes()
-        text = self._connection.execute(
+        text = self.connection.execute(
             sa.select(t.overlay.c.changes).where(t.overlay.c.pk == member.overlay_pk)
         ).scalar_one()
         return Changes.from_json(text.encode())
 
-    def received_node(self, member: _Member) -> bytes:
+    def received_node(self, member: Member) -> bytes:
         """The node chunk's text as imported: `"<sop>":{...}`."""
-        blob, node = self._connection.execute(
+        blob, node = self.connection.execute(
             sa.select(t.blob.c.name, t.record.c.node)
             .join(t.record, t.record.c.blob_pk == t.blob.c.pk)
             .where(t.record.c.pk == member.record_pk)
@@ -463,7 +480,7 @@ class _Instances(Mapping[str, "_Content"]):
         extent = unpack_extents(node)[0]
         return inflate(self._blobs.read(blob, extent.offset, extent.length), extent.plain, extent.crc)
 
-    def current(self, member: _Member) -> dict[str, Any]:
+    def current(self, member: Member) -> dict[str, Any]:
         """`DICOM` and `DICOMVRs` with the edits so far."""
         document: dict[str, Any] = orjson.loads(b"{" + self.received_node(member) + b"}")
         (instance,) = document.values()
@@ -473,7 +490,7 @@ class _Instances(Mapping[str, "_Content"]):
             "DICOMVRs": {**instance["DICOMVRs"], **changes.vrs},
         }
 
-    def number(self, member: _Member, changes: Changes) -> int | None:
+    def number(self, member: Member, changes: Changes) -> int | None:
         if "InstanceNumber" in changes.removed:
             return None
         try:
@@ -481,7 +498,7 @@ class _Instances(Mapping[str, "_Content"]):
         except (KeyError, TypeError, ValueError):
             return member.number
 
-    def overlay(self, member: _Member, sop_uid: str, changes: Changes) -> int:
+    def overlay(self, member: Member, sop_uid: str, changes: Changes) -> int:
         """The key of the overlay row with these cumulative changes, and the node chunk that they make."""
         document: dict[str, Any] = orjson.loads(b"{" + self.received_node(member) + b"}")
         (instance,) = document.values()
@@ -489,11 +506,11 @@ class _Instances(Mapping[str, "_Content"]):
         rest = {key: value for key, value in instance.items() if key not in ("DICOM", "DICOMVRs")}
         text = b"%b:{%b,%b}" % (
             orjson.dumps(sop_uid),
-            metadata.edited_node(plain, changes),
+            metadata.edited_node(plain, changes.of_level("Instance")),
             orjson.dumps(rest)[1:-1],
         )
         attrs: dict[str, Any] = orjson.loads(
-            self._connection.execute(sa.select(t.record.c.attrs).where(t.record.c.pk == member.record_pk)).scalar_one()
+            self.connection.execute(sa.select(t.record.c.attrs).where(t.record.c.pk == member.record_pk)).scalar_one()
         )
         edited = metadata.to_dicom_json(changes.set, changes.vrs)
         for tag in list(attrs):
@@ -503,7 +520,7 @@ class _Instances(Mapping[str, "_Content"]):
             attrs.pop(tag, None)
         chunk = deflate(text)
         row = {
-            "digest": hashlib.sha256(text).digest(),
+            "digest": hashlib.sha256(changes.to_json() + b"\0" + text).digest(),
             "changes": changes.to_json().decode(),
             "attrs": orjson.dumps(attrs).decode(),
             "node": chunk.data,
@@ -511,9 +528,9 @@ class _Instances(Mapping[str, "_Content"]):
             "crc": chunk.crc,
         }
         o = t.overlay
-        pk = insert_or_keep(self._connection.dialect.name, o).scalar(self._connection, row)
+        pk = insert_or_keep(self.connection.dialect.name, o).scalar(self.connection, row)
         if pk is None:
-            pk = self._connection.execute(sa.select(o.c.pk).where(o.c.digest == row["digest"])).scalar_one()
+            pk = self.connection.execute(sa.select(o.c.pk).where(o.c.digest == row["digest"])).scalar_one()
         return int(pk)
 
 
@@ -521,8 +538,8 @@ class _Instances(Mapping[str, "_Content"]):
 class _Content:
     """One instance as the rules look at it."""
 
-    instances: _Instances
-    member: _Member
+    instances: Instances
+    member: Member
 
     @property
     def changes(self) -> Changes:
@@ -537,11 +554,102 @@ class _Content:
         return vrs
 
 
-def _lock(connection: sa.Connection, image_set_pk: int, work_pk: int) -> None:
+def _the_set(datastore_pk: int, ref: ImageSetRef) -> "sa.Select[Any]":
+    return sa.select(t.image_set).where(
+        t.image_set.c.datastore_pk == datastore_pk,
+        t.image_set.c.id == ref.image_set,
+        t.image_set.c.state != ImageSetState.DELETED,
+    )
+
+
+def locate(
+    database: Database, connection: sa.Connection, datastore_pk: int, refs: Sequence[ImageSetRef]
+) -> "list[sa.Row[Any]]":
+    """The rows of image sets, with their studies serialised against imports. Raises NotFound."""
+
+    def rows() -> "list[sa.Row[Any]]":
+        found = [connection.execute(_the_set(datastore_pk, ref)).first() for ref in refs]
+        if None in found:
+            raise NotFound("There is no image set with this id.")
+        return [row for row in found if row is not None]
+
+    database.lock_words(connection, [f"{datastore_pk}:{row.study_uid}" for row in rows()])
+    return rows()
+
+
+def lock_set(connection: sa.Connection, image_set_pk: int, work_pk: int) -> None:
     """Raises Locked when another operation holds the image set."""
     row = {"image_set_pk": image_set_pk, "work_pk": work_pk}
     if insert_or_keep(connection.dialect.name, t.set_lock).scalar(connection, row) is None:
         raise Locked()
+
+
+def unlock(connection: sa.Connection, item: WorkItem) -> None:
+    """Frees the image sets that an operation holds."""
+    connection.execute(sa.delete(t.set_lock).where(t.set_lock.c.work_pk == item.pk))
+
+
+def begin_version(
+    connection: sa.Connection,
+    row: "sa.Row[Any]",
+    workflow: Workflow,
+    work_pk: int,
+    at: int,
+    *,
+    forced: bool,
+    principal: str | None,
+    reason: str | None = None,
+) -> None:
+    """Locks an image set and gives it its next version, without content yet. Raises Locked."""
+    lock_set(connection, row.pk, work_pk)
+    connection.execute(
+        sa.insert(t.version),
+        {
+            "image_set_pk": row.pk,
+            "version": row.latest + 1,
+            "content": None,
+            "state": ImageSetState.LOCKED,
+            "workflow": workflow,
+            "forced": forced,
+            "study_uid": row.study_uid,
+            "series_uid": row.series_uid,
+            "n_instances": row.n_instances,
+            "n_frames": row.n_frames,
+            "at": at,
+            "principal": principal,
+            "reason": reason,
+        },
+    )
+    connection.execute(
+        sa.update(t.image_set)
+        .where(t.image_set.c.pk == row.pk)
+        .values(latest=row.latest + 1, state=ImageSetState.LOCKED, workflow=workflow, message=None, accessed_at=at)
+    )
+
+
+def fail_version(
+    connection: sa.Connection,
+    pk: int,
+    version: int,
+    workflow: Workflow,
+    message: str,
+    events: Events,
+    datastore: str,
+) -> None:
+    """Ends a version that was begun: its number stays used, and it shows what the one before showed."""
+    s, v = t.image_set, t.version
+    row = connection.execute(sa.select(s.c.id, s.c.visible, s.c.is_primary).where(s.c.pk == pk)).one()
+    content = connection.execute(
+        sa.select(v.c.content).where(v.c.image_set_pk == pk, v.c.version == row.visible)
+    ).scalar_one()
+    values = {"state": ImageSetState.ACTIVE, "workflow": workflow, "message": message}
+    connection.execute(
+        sa.update(v).where(v.c.image_set_pk == pk, v.c.version == version).values(content=content, **values)
+    )
+    connection.execute(sa.update(s).where(s.c.pk == pk).values(updated_at=now_ms(), **values))
+    events.image_set(
+        connection, datastore, row.id, version, workflow, is_primary=row.is_primary, state=ImageSetState.ACTIVE
+    )
 
 
 def _json(connection: sa.Connection, pk: int) -> bytes:

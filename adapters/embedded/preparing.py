@@ -1,20 +1,22 @@
 """From a staged instance to the rows and extents that a transaction publishes: parsing, pixels, packs. No database."""
 
 import hashlib
+import mmap
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import orjson
 from isal import isal_zlib
 
-from adapters.embedded.chunks import Extent, deflate, pack_extents
+from adapters.embedded.chunks import Chunk, Extent, deflate, pack_extents
 from adapters.embedded.frames import digest_of, format_json, frame_id, pack_row, unpack_table
 from gateway.domain import header, metadata, syntaxes
 from gateway.domain.encapsulation import PixelFault, frame_extents, native_extents, unpack_bits_frames
 from gateway.domain.errors import Corrupt, InvalidInput
 from gateway.domain.grouping import GroupKey, key_of
+from gateway.domain.ids import DatastoreId
 from gateway.domain.model import Origin, Outcome
 from gateway.domain.pixels import FrameFacts, PixelFormat
 from gateway.ports import BlobStore, BlobWriter, Buffer, Codec
@@ -24,6 +26,7 @@ DOES_NOT_MATCH = 0xA900
 OTHER_STUDY = 0xA901
 PROCESSING_FAILURE = 0x0110
 
+_FORGET_BYTES = 32 << 20
 _MAX_INFLATED = 2 << 30
 _IN_PLACE = frozenset((syntaxes.IMPLICIT_LE, syntaxes.EXPLICIT_LE))
 
@@ -62,9 +65,15 @@ class Decoder(Protocol):
     """Decodes what came from outside, in supervised processes."""
 
     def ingest(
-        self, path: str, base: int, extents: Sequence[Sequence[tuple[int, int]]], syntax: str, format: PixelFormat
+        self,
+        path: str,
+        base: int,
+        extents: Sequence[Sequence[tuple[int, int]]],
+        syntax: str,
+        format: PixelFormat,
+        lossless: str,
     ) -> Ingestion:
-        """Raises PixelFault while iterating."""
+        """Frames in the syntax of `syntaxes.stored_as`. Raises PixelFault while iterating."""
         ...
 
     def decode(self, data: bytes, syntax: str, format: PixelFormat) -> bytes: ...
@@ -113,12 +122,12 @@ class Prepared:
 
 @dataclass(slots=True)
 class Packs:
-    """The blobs that one publication writes: made when first needed, durable after `finish`."""
+    """The blobs that one publication writes: made when first needed, complete after `seal`, durable after `finish`."""
 
     store: BlobStore
     written: list[BlobWriter] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
-    """By blob name, once finished."""
+    """By blob name, once sealed."""
     _pack: BlobWriter | None = None
     _frames: BlobWriter | None = None
     _summaries: list[dict[str, Any]] = field(default_factory=list)
@@ -137,10 +146,13 @@ class Packs:
 
     def chunks(self, texts: Iterable[bytes]) -> bytes:
         """Deflates texts into the pack; their packed extents."""
+        return self.append(map(deflate, texts))
+
+    def append(self, chunks: Iterable[Chunk]) -> bytes:
+        """Writes chunks into the pack; their packed extents."""
         writer = self.pack()
         extents = []
-        for text in texts:
-            chunk = deflate(text)
+        for chunk in chunks:
             extents.append(Extent(writer.size, len(chunk.data), chunk.plain, chunk.crc))
             writer.write(chunk.data)
         return pack_extents(extents)
@@ -148,8 +160,8 @@ class Packs:
     def describe(self, summary: dict[str, Any]) -> None:
         self._summaries.append(summary)
 
-    def finish(self) -> None:
-        """Ends the pack with an index of its instances, which outlives a lost database, and syncs every blob.
+    def seal(self) -> None:
+        """Ends the pack with an index of its instances, which outlives a lost database; nothing more is written.
 
         The index says where this publication began, which is where the index before it ends.
         """
@@ -158,8 +170,12 @@ class Packs:
             self._pack.write(index)
             self._pack.write(len(index).to_bytes(8, "little") + b"ISGPACK1")
         self.sizes = {writer.name: writer.size for writer in self.written}
-        for writer in self.written:
-            writer.finish()
+
+    def finish(self) -> None:
+        """Syncs every blob, once sealed."""
+        while self.written:
+            self.written[-1].finish()
+            self.written.pop()
 
     def abandon(self) -> None:
         for writer in self.written:
@@ -169,24 +185,39 @@ class Packs:
 class Preparer:
     """Prepares staged instances; thread-safe, one `Packs` a publication."""
 
-    def __init__(self, codec: ImportCodec, decoder: Decoder, spool_path: str) -> None:
+    def __init__(
+        self, codec: ImportCodec, decoder: Decoder, spool_path: str, lossless: Callable[[DatastoreId], str]
+    ) -> None:
+        """`lossless` tells the syntax of a data store's losslessStorageFormat."""
+        self._lossless = lossless
         self._codec = codec
         self._decoder = decoder
         self._spool_path = spool_path
 
     def prepare(
-        self, origin: Origin, segment: str, offset: int, body: Buffer, body_at: int, packs: Packs
+        self,
+        origin: Origin,
+        segment: str,
+        offset: int,
+        body: Buffer,
+        body_at: int,
+        packs: Packs,
+        *,
+        record_id: str | None = None,
     ) -> "Prepared | Outcome":
-        """The instance whose bytes are `body`, at `body_at` of its segment; its failure as an Outcome if it has one."""
+        """The instance whose bytes are `body`, at `body_at` of its segment; its failure as an Outcome if it has one.
+
+        `record_id` is that of an instance that is prepared once more; a new one gets its own.
+        """
         try:
-            return self._prepare(origin, segment, offset, body, body_at, packs)
+            return self._prepare(origin, segment, offset, body, body_at, packs, record_id or secrets.token_hex(12))
         except InvalidInput as fault:
             return _failed(origin, CANNOT_UNDERSTAND, fault.detail)
         except Corrupt as fault:
             return _failed(origin, PROCESSING_FAILURE, fault.detail)
 
     def _prepare(
-        self, origin: Origin, segment: str, offset: int, body: Buffer, body_at: int, packs: Packs
+        self, origin: Origin, segment: str, offset: int, body: Buffer, body_at: int, packs: Packs, record_id: str
     ) -> "Prepared | Outcome":
         meta: dict[str, Any] = {}
         if origin.part10:
@@ -215,12 +246,11 @@ class Preparer:
         if not origin.part10 and (received.sop_uid, received.sop_class) != (origin.sop_uid, origin.sop_class):
             return replace(told, failure=DOES_NOT_MATCH, message="The SOP UIDs of the command and the data set differ.")
 
-        record_id = secrets.token_hex(12)
         warning = received.warnings[0] if received.warnings else None
         pixel: PreparedPixel | None = None
         if received.pixel is not None:
             in_spool = (f"spool/{segment}", body_at + start) if syntax != syntaxes.DEFLATED else None
-            pixel, fault = self._pixel(received, in_spool, packs)
+            pixel, fault = self._pixel(received, in_spool, packs, self._lossless(origin.datastore))
             if fault is not None:
                 warning = fault.code
         pieces, attrs = received.json_pieces, received.index
@@ -264,21 +294,21 @@ class Preparer:
         )
 
     def _pixel(
-        self, received: header.Received, in_spool: tuple[str, int] | None, packs: Packs
+        self, received: header.Received, in_spool: tuple[str, int] | None, packs: Packs, lossless: str
     ) -> tuple[PreparedPixel, PixelFault | None]:
         """The pixels as they are to be stored; with the fault that made them be kept as received."""
         assert received.pixel is not None
         try:
             if received.pixel.format is None:
                 raise PixelFault(0xB110, "The Image Pixel attributes do not describe the Pixel Data.")
-            stored = syntaxes.stored_as(received.syntax, received.pixel.format)
+            stored = syntaxes.stored_as(received.syntax, received.pixel.format, lossless)
             if stored is None:
                 raise PixelFault(0xB120, "The transfer syntax is not supported.")
             if not received.pixel.encapsulated:
                 return self._native(received, in_spool, stored, packs), None
             if stored == received.syntax and stored in syntaxes.KEPT_AS_IS:
                 return self._kept(received, packs), None
-            return self._transcoded(received, in_spool, stored, packs), None
+            return self._transcoded(received, in_spool, stored, packs, lossless), None
         except PixelFault as fault:
             return self._opaque(received, packs), fault
 
@@ -312,12 +342,14 @@ class Preparer:
         else:
             frames = unpack_bits_frames(value, decoded)
         digest = hashlib.sha256()
+        passing = _Passing(value)
         rows = []
         offset = 0
         for frame in frames:
             sha = hashlib.sha256(frame).digest()
             digest.update(sha)
             rows.append(pack_row(offset, len(frame), 0, self._codec.facts(frame, decoded), sha[:12]))
+            passing(len(frame))
             offset += len(frame)
             if not in_place:
                 writer.write(frame)
@@ -343,6 +375,7 @@ class Preparer:
         writer = packs.frames()
         at = writer.size
         digest = hashlib.sha256(received.syntax.encode())
+        passing = _Passing(view)
         rows = []
         for fragments in _extents(received):
             data = b"".join(view[start : start + size] for start, size in fragments)
@@ -350,6 +383,7 @@ class Preparer:
             facts = FrameFacts(isal_zlib.crc32(data), None, None, len(data))
             rows.append(pack_row(writer.size - at, len(data), 0, facts, digest_of(data)))
             writer.write(data)
+            passing(len(data))
         return PreparedPixel(
             digest=digest.digest(),
             blob=writer.name,
@@ -364,9 +398,9 @@ class Preparer:
         )
 
     def _transcoded(
-        self, received: header.Received, in_spool: tuple[str, int] | None, stored: str, packs: Packs
+        self, received: header.Received, in_spool: tuple[str, int] | None, stored: str, packs: Packs, lossless: str
     ) -> PreparedPixel:
-        """Decoded by a supervised process and stored as HTJ2K (bits: native); the received codestream is not kept."""
+        """Decoded by a supervised process and stored as `lossless` (bits: native); what was received is not kept."""
         element = received.pixel
         assert element is not None
         assert element.format is not None
@@ -375,7 +409,7 @@ class Preparer:
         extents = _extents(received)
         decoded = replace(syntaxes.decoded(element.format, received.syntax), frames=len(extents))
         path = f"{self._spool_path}/{in_spool[0].removeprefix('spool/')}"
-        ingest = self._decoder.ingest(path, in_spool[1], extents, received.syntax, element.format)
+        ingest = self._decoder.ingest(path, in_spool[1], extents, received.syntax, element.format, lossless)
         writer = packs.frames()
         at = writer.size
         rows = []
@@ -402,10 +436,13 @@ class Preparer:
         value = memoryview(received.data)[element.offset : element.offset + element.length]
         writer = packs.frames()
         at = writer.size
-        for start in range(0, len(value), 1 << 20):
-            writer.write(value[start : start + (1 << 20)])
         digest = hashlib.sha256(b"opaque" + received.syntax.encode())
-        digest.update(value)
+        passing = _Passing(value)
+        for start in range(0, len(value), 1 << 20):
+            piece = value[start : start + (1 << 20)]
+            writer.write(piece)
+            digest.update(piece)
+            passing(len(piece))
         return PreparedPixel(
             digest=digest.digest(),
             blob=writer.name,
@@ -418,6 +455,21 @@ class Preparer:
             frames=0,
             table=b"",
         )
+
+
+class _Passing:
+    """Told how much of a value has been read. Where it lies in a mapped file, that is given back to the system now and
+    then: it would count as this process's memory."""
+
+    def __init__(self, value: memoryview) -> None:
+        self._mapped = value.obj if isinstance(value.obj, mmap.mmap) else None
+        self._bytes = 0
+
+    def __call__(self, count: int) -> None:
+        self._bytes += count
+        if self._mapped is not None and self._bytes >= _FORGET_BYTES:
+            self._bytes = 0
+            self._mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _extents(received: header.Received) -> list[list[tuple[int, int]]]:

@@ -7,8 +7,13 @@ import select
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from gateway.domain.ids import new_id
+
+
+class SupportsFileno(Protocol):
+    def fileno(self) -> int: ...
 
 
 class Presence:
@@ -19,7 +24,7 @@ class Presence:
 
     def __init__(self, run_folder: Path, role: str) -> None:
         run_folder.mkdir(parents=True, exist_ok=True)
-        self._folder = run_folder
+        self.folder = run_folder
         self.role = role
         self.name = f"{role}-{os.getpid()}-{new_id()[:8]}"
         # Locked before it gets its name: nobody can take a process that begins for a dead one.
@@ -36,7 +41,7 @@ class Presence:
     def is_alive(self, name: str) -> bool:
         """Whether the process of that name still runs."""
         try:
-            descriptor = os.open(self._folder / f"{name}.alive", os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(self.folder / f"{name}.alive", os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
         try:
@@ -50,7 +55,7 @@ class Presence:
     def ring(self, role: str, message: str = "") -> None:
         """Wakes every process of a role; the message is one line of at most 500 bytes."""
         line = message.encode()[:500] + b"\n"
-        for entry in os.scandir(self._folder):
+        for entry in os.scandir(self.folder):
             if entry.name.startswith(f"{role}-") and entry.name.endswith(".bell"):
                 with contextlib.suppress(OSError):  # nobody listens any more, or its pipe is full of rings already
                     descriptor = os.open(entry.path, os.O_WRONLY | os.O_NONBLOCK)
@@ -59,9 +64,13 @@ class Presence:
                     finally:
                         os.close(descriptor)
 
-    def wait(self, timeout_s: float) -> list[str]:
-        """The messages rung since the last wait; returns at the first one, or empty after the timeout."""
-        if not select.select([self._bell], [], [], timeout_s)[0]:
+    def wait(self, timeout_s: float, *others: SupportsFileno) -> list[str]:
+        """The messages rung since the last wait; returns at the first one, or empty after the timeout.
+
+        Returns, too, as soon as one of `others` can be read.
+        """
+        watched = [self._bell, *(other.fileno() for other in others)]
+        if self._bell not in select.select(watched, [], [], timeout_s)[0]:
             return []
         data = b""
         with contextlib.suppress(BlockingIOError):
@@ -85,11 +94,11 @@ class Presence:
 
     def close(self) -> None:
         self._bell_path.unlink(missing_ok=True)
-        (self._folder / f"{self.name}.alive").unlink(missing_ok=True)
+        (self.folder / f"{self.name}.alive").unlink(missing_ok=True)
         os.close(self._alive)
 
     def _clear_dead(self) -> None:
-        for entry in list(os.scandir(self._folder)):
+        for entry in list(os.scandir(self.folder)):
             name, _, kind = entry.name.rpartition(".")
-            if kind in ("alive", "bell") and name != self.name and not self.is_alive(name):
+            if kind in ("alive", "bell", "door") and name != self.name and not self.is_alive(name):
                 Path(entry.path).unlink(missing_ok=True)

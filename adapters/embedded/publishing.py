@@ -1,24 +1,25 @@
 """The transaction that makes prepared instances visible: grouping, versions, members, the change feed, the index.
 
-Blobs are durable before it begins; it commits whole or not at all (datamodel.md 6). Its order: decide, write what has
+Blobs are durable before it commits; it does so whole or not at all (datamodel.md 6). Its order: decide, write what has
 no sequence number, take the numbers, write the few rows that carry one.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
 
 import orjson
 import sqlalchemy as sa
-from isal import isal_zlib
 
 from adapters.embedded import docs
 from adapters.embedded.chunks import deflate
+from adapters.embedded.events import Events
+from adapters.embedded.jobs import Order, insert_job, pack_outcomes
 from adapters.embedded.preparing import PROCESSING_FAILURE, Packs, Prepared, PreparedPixel
 from adapters.sql import index
 from adapters.sql import tables as t
-from adapters.sql.database import Database, Statement, insert_or_keep, now_ms
-from adapters.sql.queue import WorkItem, WorkQueue
+from adapters.sql.database import Database, Statement, among, insert_or_keep, now_ms
+from adapters.sql.queue import WorkItem, WorkQueue, enqueue
 from gateway.domain import metadata
 from gateway.domain.edits import Overlay
 from gateway.domain.grouping import GroupKey, Primary, assign, key_of
@@ -36,17 +37,23 @@ _FIND_PIXEL = Statement(
 )
 _INSERT_RECORD = Statement(sa.insert(t.record).returning(t.record.c.pk))
 _INSERT_MEMBERS = Statement(sa.insert(t.member))
-_CLOSE_MEMBERS = (
-    sa.update(t.member).where(t.member.c.pk.in_(sa.bindparam("pks", expanding=True))).values(v_to=sa.bindparam("until"))
+_PUBLISHED = Statement(
+    sa.select(t.image_set.c.id, t.image_set.c.visible, t.image_set.c.is_primary)
+    .join(t.member, t.member.c.image_set_pk == t.image_set.c.pk)
+    .join(t.record, t.record.c.pk == t.member.c.record_pk)
+    .where(t.record.c.spool == sa.bindparam("segment"), t.record.c.spool_off == sa.bindparam("at"))
+    .order_by(t.member.c.pk)
+    .limit(1)
 )
-_LIVE_MEMBERS = (
+_CLOSE_MEMBERS = Statement(sa.update(t.member).where(among(t.member.c.pk, "pks")).values(v_to=sa.bindparam("until")))
+_LIVE_MEMBERS = Statement(
     sa.select(t.member.c.sop_uid, t.member.c.pk, t.record.c.identity, sa.func.coalesce(t.pixel.c.n_frames, 0))
     .join(t.record, t.record.c.pk == t.member.c.record_pk)
     .outerjoin(t.pixel, t.pixel.c.pk == t.record.c.pixel_pk)
     .where(
         t.member.c.image_set_pk == sa.bindparam("set_pk"),
         t.member.c.v_to == t.END,
-        t.member.c.sop_uid.in_(sa.bindparam("sop_uids", expanding=True)),
+        among(t.member.c.sop_uid, "sop_uids"),
     )
 )
 _PRIMARY = sa.select(t.image_set.c.pk).where(
@@ -56,21 +63,23 @@ _PRIMARY = sa.select(t.image_set.c.pk).where(
 )
 _PRIMARY_OF_SERIES = Statement(_PRIMARY.where(t.image_set.c.series_uid == sa.bindparam("series_uid")))
 _PRIMARY_OF_STUDY = Statement(_PRIMARY.where(t.image_set.c.study_uid == sa.bindparam("study_uid")).limit(1))
-_LOCKS = (
+_ANY_LOCK = Statement(sa.select(t.set_lock.c.image_set_pk).limit(1))
+_LOCKS = Statement(
     sa.select(t.set_lock.c.image_set_pk)
     .join(t.image_set, t.image_set.c.pk == t.set_lock.c.image_set_pk)
     .where(
         sa.or_(
-            t.image_set.c.pk.in_(sa.bindparam("set_pks", expanding=True)),
+            among(t.image_set.c.pk, "set_pks"),
             sa.and_(
                 t.image_set.c.datastore_pk == sa.bindparam("datastore_pk"),
-                t.image_set.c.study_uid.in_(sa.bindparam("study_uids", expanding=True)),
+                among(t.image_set.c.study_uid, "study_uids"),
                 t.image_set.c.is_primary,
             ),
         )
     )
 )
 _NEW_SET = Statement(sa.insert(t.image_set).returning(t.image_set.c.pk))
+_levels, _overlay = t.doc.alias("levels"), t.doc.alias("overlay")
 _STATE = Statement(
     sa.select(
         t.image_set.c.id,
@@ -85,12 +94,16 @@ _STATE = Statement(
         t.version.c.levels_doc,
         t.version.c.overlay_doc,
         t.version.c.head_doc,
+        _levels.c.body,
+        _overlay.c.body,
         t.set_index.c.attrs,
     )
     .join(
         t.version,
         sa.and_(t.version.c.image_set_pk == t.image_set.c.pk, t.version.c.version == t.image_set.c.visible),
     )
+    .outerjoin(_levels, _levels.c.pk == t.version.c.levels_doc)
+    .outerjoin(_overlay, _overlay.c.pk == t.version.c.overlay_doc)
     .outerjoin(t.set_index, t.set_index.c.image_set_pk == t.image_set.c.pk)
     .where(t.image_set.c.pk == sa.bindparam("set_pk"))
 )
@@ -123,15 +136,15 @@ Resent = Literal["version", "always", "reject"]
 class ImportBatch:
     """One job, with what its staged instances became, in their order."""
 
-    item: WorkItem
-    job_pk: int
-    datastore_pk: int
-    datastore_id: DatastoreId
-    source: str
-    results: Sequence[Prepared | Outcome]
-    called_ae: str | None = None
-    calling_ae: str | None = None
-    principal: str | None = None
+    order: Order
+    item: WorkItem | None = None
+    """None, as is `job_pk`, for an order that was handed over: its row is made by its publication."""
+    job_pk: int | None = None
+    results: Sequence[Prepared | Outcome] = ()
+    outcomes: list[Outcome] = field(default_factory=list)
+    """Once published."""
+    then: tuple[str, dict[str, Any]] | None = None
+    """Work that follows in the same commit, and that ends the job."""
 
 
 @dataclass(slots=True)
@@ -180,14 +193,23 @@ class Publication:
     calling_ae: str | None = None
     principal: str | None = None
     reason: str | None = None
+    message: str | None = None
+    copied_from: ImageSetId | None = None
     insert_version: bool = True
     """False when the row was made as the operation was accepted."""
 
 
 def publish_imports(
-    database: Database, queue: WorkQueue, batches: Sequence[ImportBatch], packs: Packs, resent: Resent
+    database: Database,
+    queue: WorkQueue,
+    batches: Sequence[ImportBatch],
+    packs: Packs,
+    resent: Resent,
+    synced: Callable[[], None],
+    events: Events,
 ) -> list[ImportBatch]:
-    """Publishes the jobs that can be, a version each; those that must wait for a lock are returned.
+    """Publishes the jobs that can be, a version each; those that must wait for a lock, and orders that somebody else
+    has taken up, are returned. `synced` returns when the blobs are durable, which is awaited before the commit.
 
     Raises LeaseLost: then nothing was published.
     """
@@ -195,7 +217,7 @@ def publish_imports(
     with database.write() as connection:
         prepared = [p for batch in batches for p in batch.results if isinstance(p, Prepared)]
         words = [
-            f"{batch.datastore_pk}:{p.key.study_uid}"
+            f"{batch.order.datastore_pk}:{p.key.study_uid}"
             for batch in batches
             for p in batch.results
             if isinstance(p, Prepared)
@@ -205,10 +227,14 @@ def publish_imports(
         publisher.store_blobs(packs, prepared)
         for batch in batches:
             if publisher.add(batch):
-                queue.finish(connection, batch.item)
+                if batch.item is not None:
+                    queue.finish(connection, batch.item)
+                if batch.then is not None:
+                    enqueue(connection, *batch.then)
             else:
                 waiting.append(batch)
-        number(connection, publisher.publications)
+        number(connection, publisher.publications, events)
+        synced()
     return waiting
 
 
@@ -232,9 +258,6 @@ class _Publisher:
             self._blobs[name] = store_blob(self._connection, name, size, at)
 
     def _pixel(self, datastore_pk: int, pixel: PreparedPixel) -> int:
-        found = _FIND_PIXEL.scalar(self._connection, {"datastore_pk": datastore_pk, "digest": pixel.digest})
-        if found is not None:
-            return int(found)
         row = {
             "datastore_pk": datastore_pk,
             "digest": pixel.digest,
@@ -249,13 +272,16 @@ class _Publisher:
             "frames": pixel.table,
         }
         made = insert_or_keep(self._connection.dialect.name, t.pixel).scalar(self._connection, row)
+        if made is None:
+            made = _FIND_PIXEL.scalar(self._connection, {"datastore_pk": datastore_pk, "digest": pixel.digest})
+        # A sweeper that took the row in between would be the only reason to begin again.
         return int(made) if made is not None else self._pixel(datastore_pk, pixel)
 
     def _records(self, batch: ImportBatch, prepared: Sequence[Prepared], at: int) -> list[int]:
         rows = [
             {
                 "id": p.record_id,
-                "datastore_pk": batch.datastore_pk,
+                "datastore_pk": batch.order.datastore_pk,
                 "identity": p.identity,
                 "sop_uid": p.sop_uid,
                 "sop_class": p.sop_class,
@@ -263,7 +289,7 @@ class _Publisher:
                 "number": p.number,
                 "warning": p.warning,
                 "attrs": p.attrs,
-                "pixel_pk": self._pixel(batch.datastore_pk, p.pixel) if p.pixel is not None else None,
+                "pixel_pk": self._pixel(batch.order.datastore_pk, p.pixel) if p.pixel is not None else None,
                 "blob_pk": self._blobs[p.blob],
                 "head": p.head,
                 "json": p.json,
@@ -284,22 +310,28 @@ class _Publisher:
     # ------------------------------------------------------------ grouping
 
     def add(self, batch: ImportBatch) -> bool:
-        """Takes a job up; False, with nothing written, where it must wait for a locked image set."""
+        """Takes a job up; False, with nothing written, where it must wait for a locked image set or is another's."""
         at = now_ms()
         outcomes: list[Outcome | None] = [r if isinstance(r, Outcome) else None for r in batch.results]
+        if batch.item is not None and batch.item.attempt > 1:
+            self._find_published(batch, outcomes)
         groups: dict[GroupKey, list[tuple[int, Prepared]]] = {}
         for position, result in enumerate(batch.results):
-            if isinstance(result, Prepared):
+            if isinstance(result, Prepared) and outcomes[position] is None:
                 groups.setdefault(result.key, []).append((position, result))
         studies, series = self._existing(batch, groups)
         # What an operation is about to make of a study's grouping elements decides where the instances belong.
         held = {
             "set_pks": [int(primary.image_set) for primary in series.values()],
-            "datastore_pk": batch.datastore_pk,
+            "datastore_pk": batch.order.datastore_pk,
             "study_uids": sorted({key.study_uid for key in groups}),
         }
-        if self._connection.execute(_LOCKS, held).first() is not None:
+        if _ANY_LOCK.scalar(self._connection, {}) and _LOCKS.scalar(self._connection, held):
             return False
+        if batch.job_pk is None:
+            batch.job_pk = insert_job(self._connection, batch.order, JobStatus.IN_PROGRESS)
+            if batch.job_pk is None:
+                return False
         for assignment in assign(groups, studies, series):
             instances = groups[assignment.key]
             if assignment.target == "merge":
@@ -316,23 +348,40 @@ class _Publisher:
                 self._connection.execute(
                     sa.insert(t.conflict),
                     {
-                        "datastore_pk": batch.datastore_pk,
+                        "datastore_pk": batch.order.datastore_pk,
                         "image_set_pk": state.pk,
                         "attribute": assignment.conflict,
-                        "source": batch.source,
+                        "source": batch.order.source,
                         "instances": len(instances),
                         "at": at,
                     },
                 )
-        self._end_job(batch, [outcome for outcome in outcomes if outcome is not None], at)
+        batch.outcomes = [outcome for outcome in outcomes if outcome is not None]
+        self._end_job(batch, at)
         return True
+
+    def _find_published(self, batch: ImportBatch, outcomes: list[Outcome | None]) -> None:
+        """Settles what another job has published from the very same place in the spool.
+
+        That happens where the process that had staged and handed over died, and its spool was looked after by one
+        worker before another had ended the import. The place is unique in `record`, so that the second job fails once.
+        """
+        for position, p in enumerate(batch.results):
+            if isinstance(p, Prepared):
+                place = {"segment": p.spool, "at": p.spool_offset}
+                row = _PUBLISHED.run(self._connection, place).fetchone()
+                if row is not None:
+                    set_id, version, is_primary = row
+                    outcomes[position] = _outcome(
+                        p, ImageSetId(set_id), version, is_primary=bool(is_primary), identical=True
+                    )
 
     def _existing(self, batch: ImportBatch, keys: Iterable[GroupKey]) -> tuple[dict[str, GroupKey], dict[str, Primary]]:
         """The grouping elements of the primaries that these groups could meet."""
         studies: dict[str, GroupKey] = {}
         series: dict[str, Primary] = {}
         for key in keys:
-            which = {"datastore_pk": batch.datastore_pk, "series_uid": key.series_uid}
+            which = {"datastore_pk": batch.order.datastore_pk, "series_uid": key.series_uid}
             if key.series_uid not in series:
                 pk = _PRIMARY_OF_SERIES.scalar(self._connection, which)
                 if pk is not None:
@@ -340,7 +389,7 @@ class _Publisher:
                     series[key.series_uid] = Primary(str(pk), key_of(state.shown()))
                     studies.setdefault(state.study_uid, series[key.series_uid].key)
             if key.study_uid not in studies:
-                which = {"datastore_pk": batch.datastore_pk, "study_uid": key.study_uid}
+                which = {"datastore_pk": batch.order.datastore_pk, "study_uid": key.study_uid}
                 pk = _PRIMARY_OF_STUDY.scalar(self._connection, which)
                 if pk is not None:
                     studies[key.study_uid] = key_of(self._load(pk, batch).shown())
@@ -349,7 +398,7 @@ class _Publisher:
     def _load(self, pk: int, batch: ImportBatch) -> SetState:
         state = self._states.get(pk)
         if state is None:
-            state = self._states[pk] = load_state(self._connection, pk, batch.datastore_id)
+            state = self._states[pk] = load_state(self._connection, pk, batch.order.datastore)
         return state
 
     def _unless_identical(
@@ -368,7 +417,7 @@ class _Publisher:
                 .where(
                     m.c.sop_uid.in_(some),
                     m.c.v_to == t.END,
-                    s.c.datastore_pk == batch.datastore_pk,
+                    s.c.datastore_pk == batch.order.datastore_pk,
                     sa.not_(s.c.is_primary),
                     s.c.state != ImageSetState.DELETED,
                 )
@@ -427,7 +476,7 @@ class _Publisher:
     def _live(self, state: SetState, sop_uids: Sequence[str]) -> dict[str, tuple[int, bytes, int]]:
         live: dict[str, tuple[int, bytes, int]] = {}
         for some in _slices(sop_uids):
-            rows = self._connection.execute(_LIVE_MEMBERS, {"set_pk": state.pk, "sop_uids": some})
+            rows = _LIVE_MEMBERS.run(self._connection, {"set_pk": state.pk, "sop_uids": list(some)}).fetchall()
             for sop_uid, pk, identity, frames in rows:
                 live[sop_uid] = (pk, bytes(identity), frames)
         return live
@@ -451,7 +500,7 @@ class _Publisher:
         state.latest += 1
         replaced = [live[p.sop_uid] for p in prepared if p.sop_uid in live]
         for some in _slices([pk for pk, _, _ in replaced]):
-            self._connection.execute(_CLOSE_MEMBERS, {"pks": some, "until": state.latest})
+            _CLOSE_MEMBERS.run(self._connection, {"pks": list(some), "until": state.latest})
         records = self._records(batch, prepared, at)
         _INSERT_MEMBERS.run_each(
             self._connection,
@@ -482,9 +531,9 @@ class _Publisher:
                 "import",
                 at,
                 job_pk=batch.job_pk,
-                called_ae=batch.called_ae,
-                calling_ae=batch.calling_ae,
-                principal=batch.principal,
+                called_ae=batch.order.called_ae,
+                calling_ae=batch.order.calling_ae,
+                principal=batch.order.principal,
             )
         )
         return state
@@ -495,7 +544,7 @@ class _Publisher:
             self._connection,
             {
                 "id": set_id,
-                "datastore_pk": batch.datastore_pk,
+                "datastore_pk": batch.order.datastore_pk,
                 "is_primary": is_primary,
                 "study_uid": first.key.study_uid,
                 "series_uid": first.key.series_uid,
@@ -512,8 +561,8 @@ class _Publisher:
         state = self._states[pk] = SetState(
             pk=pk,
             id=set_id,
-            datastore_pk=batch.datastore_pk,
-            datastore_id=batch.datastore_id,
+            datastore_pk=batch.order.datastore_pk,
+            datastore_id=batch.order.datastore,
             is_primary=is_primary,
             study_uid=first.key.study_uid,
             series_uid=first.key.series_uid,
@@ -523,30 +572,35 @@ class _Publisher:
             created_at=at,
             levels=first.levels,
             overlay=Overlay(),
-            beside=_beside(first.attrs),
+            beside=searchable_beside(orjson.loads(first.attrs)),
         )
         return state
 
-    def _end_job(self, batch: ImportBatch, outcomes: list[Outcome], at: int) -> None:
+    def _end_job(self, batch: ImportBatch, at: int) -> None:
+        outcomes = batch.outcomes
         stored = [o for o in outcomes if o.failure is None]
         _END_JOB.run(
             self._connection,
             {
                 "job_pk": batch.job_pk,
-                "status": JobStatus.COMPLETED,
-                "ended_at": at,
+                "status": JobStatus.COMPLETED if batch.then is None else JobStatus.IN_PROGRESS,
+                "ended_at": at if batch.then is None else None,
                 "n_imported": sum(not o.identical for o in stored),
                 "n_identical": sum(o.identical for o in stored),
                 "n_failed": len(outcomes) - len(stored),
                 "n_warned": sum(o.warning is not None for o in stored),
-                # An association has acknowledged all it staged: what the import refuses afterwards is kept as it came.
-                "keeps_spool": any(
-                    o.failure == PROCESSING_FAILURE or (o.failure is not None and batch.source == "dimse")
-                    for o in outcomes
-                ),
+                "keeps_spool": any(is_kept(outcome, batch.order.source) for outcome in outcomes),
                 "outcomes": pack_outcomes(outcomes),
             },
         )
+
+
+def is_kept(outcome: Outcome, source: str) -> bool:
+    """Whether an instance that was not stored is kept as it came: an association has acknowledged all it staged, and
+    where processing failed it was not the sender's fault. What came from a bucket is there still."""
+    if source == "import":
+        return False
+    return outcome.failure == PROCESSING_FAILURE or (outcome.failure is not None and source == "dimse")
 
 
 def store_blob(connection: sa.Connection, name: str, size: int, at: int) -> int:
@@ -567,9 +621,8 @@ def load_state(connection: sa.Connection, pk: int, datastore_id: DatastoreId) ->
     row = _STATE.run(connection, {"set_pk": pk}).fetchone()
     assert row is not None
     set_id, datastore_pk, is_primary, study_uid, series_uid, latest, n_instances, n_frames, created_at, *rest = row
-    levels_doc, overlay_doc, head_doc, attrs = rest
-    levels = docs.get_json(connection, levels_doc)
-    overlay = docs.get_json(connection, overlay_doc)
+    levels_doc, overlay_doc, head_doc, levels, overlay, attrs = rest
+    searchable = orjson.loads(attrs) if attrs else None
     return SetState(
         pk=pk,
         id=ImageSetId(set_id),
@@ -582,18 +635,22 @@ def load_state(connection: sa.Connection, pk: int, datastore_id: DatastoreId) ->
         n_instances=n_instances,
         n_frames=n_frames,
         created_at=created_at,
-        levels=orjson.loads(levels) if levels else {},
-        overlay=Overlay.from_json(overlay) if overlay else Overlay(),
+        levels=orjson.loads(bytes(levels)) if levels else {},
+        overlay=Overlay.from_json(bytes(overlay)) if overlay else Overlay(),
         levels_doc=levels_doc,
         overlay_doc=overlay_doc,
         head_doc=head_doc,
-        beside=_beside(attrs or "{}"),
+        searchable=searchable,
+        beside=searchable_beside(searchable or {}),
     )
 
 
-def _beside(attrs: str) -> dict[str, Any]:
-    elements = orjson.loads(attrs)
-    return {tag: elements[tag] for tag in map(hexadecimal, sorted(SERIES_BESIDE)) if tag in elements}
+_BESIDE: Final = tuple(map(hexadecimal, sorted(SERIES_BESIDE)))
+
+
+def searchable_beside(elements: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the attributes of an instance, in DICOM JSON, those that search keeps at the series (`SERIES_BESIDE`)."""
+    return {tag: elements[tag] for tag in _BESIDE if tag in elements}
 
 
 def store_docs(connection: sa.Connection, state: SetState) -> None:
@@ -605,7 +662,7 @@ def store_docs(connection: sa.Connection, state: SetState) -> None:
     state.head_doc = docs.put_chunk(connection, deflate(head))
 
 
-def number(connection: sa.Connection, publications: Sequence[Publication]) -> None:
+def number(connection: sa.Connection, publications: Sequence[Publication], events: Events) -> None:
     """Gives each version its sequence number and writes the rows that carry one; the last act of its transaction."""
     by_store: dict[int, list[Publication]] = {}
     for publication in publications:
@@ -617,6 +674,16 @@ def number(connection: sa.Connection, publications: Sequence[Publication]) -> No
         seq, last_at = row
         for offset, publication in enumerate(some):
             _write(connection, publication, seq - len(some) + 1 + offset, last_at)
+            events.image_set(
+                connection,
+                publication.state.datastore_id,
+                publication.state.id,
+                publication.version,
+                publication.workflow,
+                is_primary=publication.state.is_primary,
+                state=ImageSetState.ACTIVE,
+                copied_from=publication.copied_from,
+            )
 
 
 def _write(connection: sa.Connection, p: Publication, seq: int, at: int) -> None:
@@ -625,7 +692,7 @@ def _write(connection: sa.Connection, p: Publication, seq: int, at: int) -> None
         "content": p.version,
         "state": ImageSetState.ACTIVE,
         "workflow": p.workflow,
-        "message": None,
+        "message": p.message,
         "forced": p.forced,
         "study_uid": state.study_uid,
         "series_uid": state.series_uid,
@@ -657,7 +724,7 @@ def _write(connection: sa.Connection, p: Publication, seq: int, at: int) -> None
             "visible": p.version,
             "state": ImageSetState.ACTIVE,
             "workflow": p.workflow,
-            "message": None,
+            "message": p.message,
             "study_uid": state.study_uid,
             "series_uid": state.series_uid,
             "n_instances": state.n_instances,
@@ -705,14 +772,6 @@ def shown_attributes(state: SetState) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- outcomes
-
-
-def pack_outcomes(outcomes: Sequence[Outcome]) -> bytes:
-    return isal_zlib.compress(orjson.dumps([asdict(outcome) for outcome in outcomes]), 1)
-
-
-def unpack_outcomes(data: bytes) -> list[Outcome]:
-    return [Outcome(**fields) for fields in orjson.loads(isal_zlib.decompress(data))]
 
 
 def _outcome(p: Prepared, image_set: ImageSetId, version: int, *, is_primary: bool, identical: bool) -> Outcome:

@@ -14,7 +14,7 @@ import orjson
 import sqlalchemy as sa
 
 from adapters.embedded import docs
-from adapters.embedded.chunks import Chunk, Extent, deflate, gzip_stream, inflate, literal, unpack_extents
+from adapters.embedded.chunks import Chunk, Extent, deflate, gzip_stream, literal, unpack_extents
 from adapters.embedded.frames import ROW_BYTES, FrameRow, digest_of, parse_format, unpack_row
 from adapters.sql import tables as t
 from adapters.sql.database import Database
@@ -32,6 +32,7 @@ from gateway.domain.model import (
     Selection,
 )
 from gateway.domain.pixels import PixelFormat
+from gateway.domain.syntaxes import LOSSLESS
 from gateway.ports import BlobStore, Codec
 
 # Stored, not compressed: the bytes of an old version's document must not depend on a compressor's version.
@@ -40,8 +41,8 @@ _OPEN = literal(b"[")
 _CLOSE = literal(b"]")
 _TAIL = literal(metadata.TAIL)
 _FRAME_ID = re.compile(r"[0-9a-f]{32}")
-_SELECTED = 4096
-_SELECTED_ENTRIES = 64
+_SELECTED_ENTRIES = 50_000
+"""Of all selections that are remembered, together."""
 _PLACES = 100_000
 _AT_ONCE_BYTES = 1 << 20
 """What a frame may have to be read and checked between two events of the loop."""
@@ -57,6 +58,10 @@ class StoredEntry(Entry):
     json: bytes = b""
     node: bytes = b""
     pixel: int | None = None
+
+
+_Place = tuple[str, int, str, FrameRow]
+"""Of a frame: its blob, where its extent begins, its syntax, its row of the frame table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +86,20 @@ class Reader:
         self._blobs = blobs
         self._codec = codec
         self._stores: dict[DatastoreId, int] = {}
+        self._lossless: dict[DatastoreId, str] = {}
         self._lock = threading.Lock()
         self._selected: dict[Selection, Selected] = {}
+        self._selected_size = 0
         self._selected_at: int | None = None
-        self._places: dict[tuple[int, int], tuple[str, int, str, FrameRow]] = {}
+        self._places: dict[tuple[int, int], _Place] = {}
         self._overlay = lru_cache(maxsize=1024)(self._read_overlay)
         self._changes = lru_cache(maxsize=8192)(self._read_changes)
 
     # ------------------------------------------------------------ data stores
+
+    def known_datastore_pk(self, datastore: DatastoreId) -> int | None:
+        """The key, if it has been asked for before. Does not block."""
+        return self._stores.get(datastore)
 
     def datastore_pk(self, datastore: DatastoreId) -> int:
         """The key of a data store that is not deleted. Raises NotFound."""
@@ -105,6 +116,18 @@ class Reader:
             pk = self._stores[datastore] = int(row.pk)
         return pk
 
+    def lossless(self, datastore: DatastoreId) -> str:
+        """The transfer syntax of a data store's losslessStorageFormat, which never changes. Raises NotFound."""
+        syntax = self._lossless.get(datastore)
+        if syntax is None:
+            d = t.datastore
+            with self._database.read() as connection:
+                format = connection.execute(sa.select(d.c.storage_format).where(d.c.id == datastore)).scalar()
+            if format is None:
+                raise NotFound("There is no data store with this id.")
+            syntax = self._lossless[datastore] = LOSSLESS[format]
+        return syntax
+
     def forget_datastore(self, datastore: DatastoreId) -> None:
         self._stores.pop(datastore, None)
 
@@ -118,6 +141,7 @@ class Reader:
         with self._lock:
             if changes != self._selected_at:
                 self._selected.clear()
+                self._selected_size = 0
                 self._selected_at = changes
             return self._selected.get(selection)
 
@@ -125,9 +149,12 @@ class Reader:
         changes = self._database.changes()
         found = self._select(selection)
         with self._lock:
-            if changes is not None and changes == self._selected_at and len(found.entries) <= _SELECTED_ENTRIES:
-                if len(self._selected) >= _SELECTED:
+            size = len(found.entries)
+            if changes is not None and changes == self._selected_at and size <= _SELECTED_ENTRIES // 4:
+                self._selected_size += size
+                if self._selected_size > _SELECTED_ENTRIES:
                     self._selected.clear()
+                    self._selected_size = size
                 self._selected[selection] = found
         return found
 
@@ -316,11 +343,11 @@ class Reader:
 
     def _all_changes(self, entry: Entry) -> list[Changes]:
         changes: list[Changes] = []
+        if entry.overlay is not None:  # first: what a forced copy has fixed of the levels above can be edited there
+            changes.append(self._changes(entry.overlay))
         if entry.level_overlay is not None:
             overlay = self._overlay(entry.level_overlay)
             changes += [overlay.patient, overlay.study, overlay.series]
-        if entry.overlay is not None:
-            changes.append(self._changes(entry.overlay))
         return [some for some in changes if some]
 
     def _read_overlay(self, pk: int) -> Overlay:
@@ -338,21 +365,52 @@ class Reader:
 
     def received_head(self, entry: Entry) -> tuple[bytes, int]:
         """The data set as received without its Pixel Data, and where that stood."""
-        stored = _stored_one(entry)
-        extent = unpack_extents(stored.head)[0]
-        text = inflate(self._blobs.read(stored.blob, extent.offset, extent.length), extent.plain, extent.crc)
-        at, _, head = text.partition(b"\n")
-        return head, int(at)
+        return next(self._received_heads([_stored_one(entry)]))
 
-    def head(self, entry: Entry) -> tuple[bytes, bytes]:
-        head, at = self.received_head(entry)
-        return header.to_explicit(head, at, entry.received_syntax, self._all_changes(entry))
+    def _received_heads(self, entries: Sequence[StoredEntry]) -> Iterator[tuple[bytes, int]]:
+        """In order, with one read for each run of neighbours in a pack."""
+        located = [(entry.blob, unpack_extents(entry.head)) for entry in entries]
+        for run in _runs(located):
+            blob, (first, *_) = located[run.start]
+            last = located[run.stop - 1][1][0]
+            data = self._blobs.read(blob, first.offset, last.offset + last.length - first.offset)
+            for _, (extent, *_) in located[run.start : run.stop]:
+                at, _, head = _cut(data, extent, first.offset).text().partition(b"\n")
+                yield head, int(at)
+
+    def heads(self, entries: Sequence[Entry]) -> list[tuple[bytes, bytes]]:
+        stored = _stored(entries)
+        return [
+            header.to_explicit(head, at, entry.received_syntax, self._all_changes(entry))
+            for entry, (head, at) in zip(stored, self._received_heads(stored), strict=True)
+        ]
 
     def frame(self, entry: Entry, index: int) -> Frame:
         pixel = _stored_one(entry).pixel
         if pixel is None or not 0 <= index < entry.frames:
             raise NotFound(f"The instance has no frame {index + 1}.")
         return self._frame(pixel, index, None)
+
+    def first_frames(self, entries: Sequence[Entry]) -> list[Frame]:
+        self._first_places(entries)
+        return [self.frame(entry, 0) for entry in entries]
+
+    def first_lengths(self, entries: Sequence[Entry]) -> list[tuple[str, int]]:
+        return [(syntax, row.length) for _, _, syntax, row in self._first_places(entries)]
+
+    def _first_places(self, entries: Sequence[Entry]) -> list[_Place]:
+        """In order, with one query for all that are not known; what will stay there is remembered."""
+        pixels: list[int] = []
+        for entry in _stored(entries):
+            if entry.pixel is None or not entry.frames:
+                raise NotFound("The instance has no frame 1.")
+            pixels.append(entry.pixel)
+        places = {pixel: place for pixel in pixels if (place := self._places.get((pixel, 0)))}
+        for some in _slices([pixel for pixel in pixels if pixel not in places]):
+            places |= self._locate(some, 0)
+        if not places.keys() >= set(pixels):
+            raise Corrupt("A stored frame is missing.")
+        return [places[pixel] for pixel in pixels]
 
     def frame_at_hand(self, entry: Entry, index: int) -> Frame | None:
         """The frame, if it can be had without waiting for a disk or a database; small ones only. Does not block."""
@@ -368,6 +426,19 @@ class Reader:
             return None
         return Frame(None, syntax, data, row.crc32)
 
+    def frame_start(self, entry: Entry, index: int) -> Frame | None:
+        """The thumbnail prefix of a frame: one range. None where it has none, or waits for its encoding."""
+        pixel = _stored_one(entry).pixel
+        if pixel is None or not 0 <= index < entry.frames:
+            raise NotFound(f"The instance has no frame {index + 1}.")
+        blob, offset, syntax, row = self._places.get((pixel, index)) or self._place(pixel, index)
+        if not row.prefix:
+            return None
+        try:
+            return Frame(None, syntax, self._blobs.read(blob, offset + row.offset, row.prefix), row.crc32)
+        except Corrupt:  # moved meanwhile, or gone: the whole frame tells
+            return None
+
     def _frame(self, pixel: int, index: int, frame_id: FrameId | None) -> Frame:
         for _ in range(2):
             place = self._places.get((pixel, index)) or self._place(pixel, index)
@@ -381,22 +452,31 @@ class Reader:
             self._places.pop((pixel, index), None)  # the encoder may have moved it: look again
         raise Corrupt("A stored frame is missing or does not have its digest.")
 
-    def _place(self, pixel: int, index: int) -> tuple[str, int, str, FrameRow]:
+    def _place(self, pixel: int, index: int) -> _Place:
+        place = self._locate([pixel], index).get(pixel)
+        if place is None:
+            raise Corrupt("A stored frame is missing.")
+        return place
+
+    def _locate(self, pixels: Sequence[int], index: int) -> dict[int, _Place]:
+        """Where a frame of each of these pixel rows lies; what will stay there is remembered."""
         x = t.pixel
         row_bytes = sa.func.substr(x.c.frames, index * ROW_BYTES + 1, ROW_BYTES)
         with self._database.read() as connection:
-            blob, offset, state, syntax, format_text, table = connection.execute(
-                sa.select(t.blob.c.name, x.c.off, x.c.state, x.c.syntax, x.c.format, row_bytes)
+            rows = connection.execute(
+                sa.select(x.c.pk, t.blob.c.name, x.c.off, x.c.state, x.c.syntax, x.c.format, row_bytes)
                 .join(t.blob, t.blob.c.pk == x.c.blob_pk)
-                .where(x.c.pk == pixel)
-            ).one()
-        row = unpack_row(bytes(table), signed=_format(format_text).signed)
-        place = (blob, offset, syntax, row)
-        if state != "raw":  # a raw frame is about to move
-            if len(self._places) >= _PLACES:
-                self._places.clear()
-            self._places[pixel, index] = place
-        return place
+                .where(x.c.pk.in_(pixels))
+            ).all()
+        places: dict[int, _Place] = {}
+        for pk, blob, offset, state, syntax, format_text, table in rows:
+            row = unpack_row(bytes(table), signed=_format(format_text).signed)
+            places[pk] = place = (blob, offset, syntax, row)
+            if state != "raw":  # a raw frame is about to move
+                if len(self._places) >= _PLACES:
+                    self._places.clear()
+                self._places[pk, index] = place
+        return places
 
     def pixel_data(self, entry: Entry) -> Frame:
         pixel = _stored_one(entry).pixel

@@ -3,18 +3,22 @@
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import sqlalchemy as sa
 import structlog
 
-from adapters.embedded import intake
+from adapters.embedded import intake, quarantining
 from adapters.embedded.encoding import Encoder
-from adapters.embedded.mutations import Mutations
+from adapters.embedded.events import Courier, Events
+from adapters.embedded.handover import Given, Taker
+from adapters.embedded.holding import Holding
+from adapters.embedded.importing import Importer
+from adapters.embedded.jobs import Order, unpack_places
 from adapters.embedded.preparing import PROCESSING_FAILURE, Packs, Prepared, Preparer
 from adapters.embedded.processes import Presence
 from adapters.embedded.publishing import ImportBatch, Resent, publish_imports
@@ -23,9 +27,9 @@ from adapters.sql import tables as t
 from adapters.sql.database import Database, now_ms
 from adapters.sql.queue import MAX_ATTEMPTS, LeaseLost, WorkItem, WorkQueue
 from gateway.domain.errors import Corrupt, GatewayError, Unavailable
-from gateway.domain.ids import DatastoreId
+from gateway.domain.ids import DatastoreId, JobId
 from gateway.domain.model import JobStatus, Outcome
-from gateway.ports import BlobStore, SpoolStaging
+from gateway.ports import BlobStore, Quarantine, SpoolStaging
 
 log = structlog.get_logger("gateway.worker")
 
@@ -66,6 +70,17 @@ def _groups(imports: list[WorkItem]) -> Iterator[list[WorkItem]]:
         yield group
 
 
+class Operations(Protocol):
+    """Carries out operations on image sets that were accepted under a lock."""
+
+    def run(self, item: WorkItem) -> None: ...
+
+    def give_up(self, item: WorkItem, detail: str) -> None: ...
+
+_MAY_PASS = (GatewayError, OSError, MemoryError)
+"""Faults that another attempt may not meet; any other is one of our own with these very bytes."""
+
+
 class ImportMetrics(Protocol):
     """Told once for each job."""
 
@@ -82,16 +97,25 @@ class Worker:
     spool: SpoolStaging
     blobs: BlobStore
     preparer: Preparer
-    mutations: Mutations
+    operations: Mapping[str, Operations]
+    """By the kind of their work items."""
     encoder: Encoder
     sweeper: Sweeper
+    holding: Holding
+    quarantine: Quarantine
     datastore_pk: Callable[[DatastoreId], int]
     resent: Resent
     metrics: ImportMetrics
+    events: Events
+    courier: Courier | None
+    """None without a webhook."""
+    importer: Importer = field(init=False)
+    """Prepares with `prepare`, and is therefore set once this worker is made."""
     _stop: threading.Event = field(default_factory=threading.Event)
     _settled: set[str] = field(default_factory=set)
     _held: Sequence[WorkItem] = ()
-    _syncing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "sync"))
+    _syncing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "sync"))
+    _taker: Taker | None = None
 
     def stop(self) -> None:
         self._stop.set()
@@ -102,22 +126,46 @@ class Worker:
         with suppress(GatewayError):
             intake.retry_failed(self.database)
         self.encoder.start()
+        self.importer.start()
+        if self.courier is not None:
+            self.courier.start()
         threading.Thread(target=self._renew, name="lease", daemon=True).start()
+        self._taker = taker = Taker(self.presence.folder, self.presence.name)
+        try:
+            self._loop(taker)
+        finally:
+            self._taker = None
+            taker.close()
+            self.importer.stop()
+            if self.courier is not None:
+                self.courier.stop()
+            self.encoder.stop()
+
+    def _loop(self, taker: Taker) -> None:
         looked = 0.0
-        rung = False
+        rung, worked = False, True
         while not self._stop.is_set():
-            if time.monotonic() - looked >= _IDLE_S:
+            due = time.monotonic() - looked >= _IDLE_S
+            if due:
                 self._look_after()
                 looked = time.monotonic()
-            worked = self._work(expected=rung)
-            rung = not worked and bool(self.presence.wait(_IDLE_S))
-        self.encoder.stop()
+            given = taker.take()
+            for some in _slices(given):
+                self._import_given(some)
+            # The queue is looked at when somebody rings, and else once a second: not after each order.
+            worked = (rung or worked or due) and self._work(expected=rung)
+            rung = bool(self.presence.wait(0 if worked or given else _IDLE_S, taker))
+            if rung:
+                self.importer.wake()
 
     def _look_after(self) -> None:
         try:
             self.queue.reclaim()
-            intake.recover(self.database, self.spool, self.datastore_pk, self._settled)
-            self.sweeper.run_one()
+            with self.holding.try_delete() as may_delete:
+                intake.recover(self.database, self.spool, self.datastore_pk, self._settled, may_delete=may_delete)
+                if may_delete:
+                    quarantining.take_in(self.database, self.spool, self.quarantine)
+                    self.sweeper.run_one()
         except GatewayError as fault:
             log.warning("worker.upkeep", code=fault.code, detail=fault.detail)
         except Exception:  # another worker was faster, or a publication met the sweeper: the next look finds it settled
@@ -126,20 +174,28 @@ class Worker:
     def _work(self, *, expected: bool = False) -> bool:
         """Whether there was anything to do; `expected` when somebody rang."""
         try:
-            items = self.queue.lease(("update", "delete", "import"), _GROUP, expected=expected)
+            items = self.queue.lease((*self.operations, "import"), _GROUP, expected=expected)
         except GatewayError as fault:
             log.warning("worker.lease", code=fault.code, detail=fault.detail)
             self._stop.wait(_IDLE_S)
             return False
+        if not items:
+            return False
+        self._say(free=False)
         for item in items:
             if item.kind != "import":
-                self._guarded([item], functools.partial(self.mutations.run, item))
+                self._guarded([item], functools.partial(self.operations[item.kind].run, item))
         for group in _groups([item for item in items if item.kind == "import"]):
             if group[0].attempt > _DEATHS:
                 self._give_up(group[0], "the worker died of it")
             else:
-                self._guarded(group, functools.partial(self._import, group))
-        return bool(items)
+                self._guarded(group, functools.partial(self._import_leased, group))
+        self._say(free=True)
+        return True
+
+    def _say(self, *, free: bool) -> None:
+        if self._taker is not None:
+            self._taker.say(free=free)
 
     def _guarded(self, items: Sequence[WorkItem], run: Callable[[], None]) -> None:
         """Runs work. A group that fails is run again one by one; what fails alone comes back later, and is given up
@@ -158,7 +214,7 @@ class Worker:
                 if isinstance(fault, Unavailable | OSError):  # the machine's fault, not the work's: it may take long
                     self.queue.retry(item, detail, delay_ms=1000, counts=False)
                 elif len(items) > 1:
-                    self._guarded([item], functools.partial(self._import, [item]))
+                    self._guarded([item], functools.partial(self._import_leased, [item]))
                 elif item.attempt < MAX_ATTEMPTS:
                     self.queue.retry(item, detail, delay_ms=_PAUSES_MS[item.kind == "import"] * item.attempt**3)
                 else:
@@ -189,55 +245,96 @@ class Worker:
                 )
             self._ring([item])
         else:
-            self.mutations.give_up(item, detail)
+            self.operations[item.kind].give_up(item, detail)
 
     # ------------------------------------------------------------ imports
 
-    def _import(self, items: list[WorkItem]) -> None:
+    def _import_leased(self, items: list[WorkItem]) -> None:
         began = time.monotonic()
+        batches = [self.batch_of(item) for item in items]
+        waiting = self._import(batches)
+        for batch in waiting:
+            assert batch.item is not None
+            self.queue.retry(batch.item, "waits for a locked image set", delay_ms=_LOCKED_MS, counts=False)
+        held = [batch.item for batch in waiting]
+        self._ring([item for item in items if item not in held])
+        self._account([batch for batch in batches if batch not in waiting], began)
+
+    def _import_given(self, given: Sequence[Given]) -> None:
+        """Orders without a job; what cannot be published at once becomes one, and what fails is tried again there."""
+        began = time.monotonic()
+        batches = [ImportBatch(one.order) for one in given]
+        try:
+            waiting = self._import(batches)
+        except Exception as fault:
+            log.warning("worker.handed_back", orders=len(given), fault=type(fault).__name__)
+            waiting = batches
+        for one, batch in zip(given, batches, strict=True):
+            one.answer(None if batch in waiting else batch.outcomes)
+        self._account([batch for batch in batches if batch not in waiting], began)
+
+    def _import(self, batches: Sequence[ImportBatch]) -> Sequence[ImportBatch]:
+        """Publishes in one transaction; those that could not be are returned."""
         self.encoder.stand_back()
         packs = Packs(self.blobs)
         try:
-            jobs = [self._job(item) for item in items]
             # What was staged without a sync (STOW) becomes durable while it is being prepared.
-            segments = {segment for _, staged in jobs for segment, _, _ in staged}
+            segments = {segment for batch in batches for segment, _, _ in batch.order.places}
             settled = self._syncing.submit(self.spool.settle, segments)
-            batches = [self._prepare(item, row, staged, packs) for item, (row, staged) in zip(items, jobs, strict=True)]
-            packs.finish()
-            settled.result()
+            for batch in batches:
+                batch.results = self.prepare(batch, packs)
+            packs.seal()
         except BaseException:
             packs.abandon()
             raise
-        waiting = publish_imports(self.database, self.queue, batches, packs, self.resent)
-        for batch in waiting:
-            self.queue.retry(batch.item, "waits for a locked image set", delay_ms=_LOCKED_MS, counts=False)
-        ended = [batch for batch in batches if batch not in waiting]
-        self._ring([batch.item for batch in ended])
+        finished = self._syncing.submit(packs.finish)
+
+        def synced() -> None:
+            finished.result()
+            settled.result()
+
+        try:
+            return publish_imports(self.database, self.queue, batches, packs, self.resent, synced, self.events)
+        finally:
+            if finished.exception() is not None:
+                packs.abandon()
+
+    def _account(self, ended: Sequence[ImportBatch], began: float) -> None:
+        """What can wait until who asked has been answered."""
         self.encoder.wake()
         for batch in ended:
-            outcomes = [
-                Outcome(r.sop_class, r.sop_uid, None, None, warning=r.warning) if isinstance(r, Prepared) else r
-                for r in batch.results
-            ]
-            self.metrics.imported(batch.source, outcomes, time.monotonic() - began)
-            refused = [o.failure for o in outcomes if o.failure is not None]
-            if refused and batch.source == "dimse":
-                log.warning("import.refused_after_acknowledgement", job=batch.item.subject["id"], codes=sorted(refused))
+            source = batch.order.source
+            self.metrics.imported(source, batch.outcomes, time.monotonic() - began)
+            refused = [o.failure for o in batch.outcomes if o.failure is not None]
+            if refused and source == "dimse":
+                log.warning("import.refused_after_acknowledgement", job=batch.order.id, codes=sorted(refused))
 
     def _ring(self, items: Sequence[WorkItem]) -> None:
         for item in items:
             if item.subject["source"] == "stow":  # somebody waits for it
                 self.presence.ring("web", item.subject["id"])
 
-    def _job(self, item: WorkItem) -> tuple[Any, list[tuple[str, int, int]]]:
-        """The job's row, and where its instances lie in the spool."""
+    def batch_of(self, item: WorkItem) -> ImportBatch:
+        """A job, not yet prepared."""
         with self.database.read() as connection:
             row = connection.execute(_JOB, {"job_pk": item.subject["job"]}).one()
-        return row, intake.unpack_items(row.staged)
+        order = Order(
+            id=JobId(row.id),
+            datastore_pk=row.datastore_pk,
+            datastore=DatastoreId(row.datastore),
+            source=row.source,
+            places=unpack_places(row.staged),
+            called_ae=row.called_ae,
+            calling_ae=row.calling_ae,
+            principal=row.principal,
+        )
+        return ImportBatch(order, item, row.pk)
 
-    def _prepare(self, item: WorkItem, row: Any, staged: Sequence[tuple[str, int, int]], packs: Packs) -> ImportBatch:
+    def prepare(self, batch: ImportBatch, packs: Packs) -> list[Prepared | Outcome]:
+        """What the staged instances of a job become; their bytes go into the packs."""
+        is_last = batch.item is not None and batch.item.attempt >= MAX_ATTEMPTS
         results: list[Prepared | Outcome] = []
-        for segment, offset, length in staged:
+        for segment, offset, length in batch.order.places:
             try:
                 origin, body, body_at = self.spool.read(segment, offset, length)
             except Corrupt as fault:
@@ -249,7 +346,7 @@ class Worker:
             try:
                 results.append(self.preparer.prepare(origin, segment, offset, body, body_at, packs))
             except Exception as fault:
-                if item.attempt < MAX_ATTEMPTS or isinstance(fault, Unavailable):
+                if isinstance(fault, Unavailable) or (isinstance(fault, _MAY_PASS) and not is_last):
                     raise
                 log.exception("worker.instance_failed")  # one that cannot be prepared does not take the others with it
                 results.append(
@@ -262,14 +359,9 @@ class Worker:
                         message="The gateway failed to process the instance; its log says more.",
                     )
                 )
-        return ImportBatch(
-            item=item,
-            job_pk=row.pk,
-            datastore_pk=row.datastore_pk,
-            datastore_id=DatastoreId(row.datastore),
-            source=row.source,
-            results=results,
-            called_ae=row.called_ae,
-            calling_ae=row.calling_ae,
-            principal=row.principal,
-        )
+        return results
+
+
+def _slices(given: Sequence[Given]) -> Iterator[Sequence[Given]]:
+    for start in range(0, len(given), _GROUP):
+        yield given[start : start + _GROUP]

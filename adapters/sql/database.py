@@ -14,11 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import ColumnElement
 
 from gateway.domain.errors import Unavailable
 
@@ -41,8 +45,8 @@ class Statement:
     """A statement of the publishing path: compiled once for each engine, then given to the driver as it is.
 
     Building and compiling cost many times what SQLite takes to run it. Parameters are by name and always the same
-    ones; lists as parameters are not for this class. Rows are plain tuples. To be run inside `Database.write`, which
-    has begun the transaction: the driver is not asked to.
+    ones; one that is a list is for `among`. Rows are plain tuples. To be run inside `Database.write`, which has begun
+    the transaction: the driver is not asked to.
     """
 
     def __init__(self, clause: sa.Executable) -> None:
@@ -80,8 +84,27 @@ class Statement:
 
 def _bound(names: list[tuple[str, Any]], params: Mapping[str, Any], connection: sa.Connection) -> Any:
     if connection.dialect.positional:
-        return [params.get(name, constant) for name, constant in names]
+        values = [params.get(name, constant) for name, constant in names]
+        return [orjson.dumps(value).decode() if type(value) is list else value for value in values]
     return {name: params.get(name, constant) for name, constant in names}
+
+
+class among(ColumnElement[bool]):
+    """Whether a column's value is in a list, which is one parameter of a `Statement`."""
+
+    inherit_cache = False
+
+    def __init__(self, column: sa.Column[Any], name: str) -> None:
+        self.column = column
+        self.values: sa.BindParameter[Any] = sa.bindparam(name)
+
+
+@compiles(among)
+def _among(element: among, compiler: SQLCompiler, **more: Any) -> str:
+    column, values = (compiler.process(part, **more) for part in (element.column, element.values))
+    if compiler.dialect.name == "sqlite":
+        return f"{column} IN (SELECT value FROM json_each({values}))"
+    return f"{column} = ANY({values})"
 
 
 @functools.cache
@@ -98,16 +121,18 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = sa.make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        # The connection used last comes first: it has the pages in memory that the next one needs.
+        create = functools.partial(sa.create_engine, self.url, pool_use_lifo=True)
         if self.is_sqlite:
-            self.engine = sa.create_engine(self.url, pool_size=16, max_overflow=16, pool_timeout=30)
-            relaxed = sa.create_engine(self.url, pool_size=4, max_overflow=8, pool_timeout=30)
+            self.engine = create(pool_size=16, max_overflow=16, pool_timeout=30)
+            relaxed = create(pool_size=4, max_overflow=8, pool_timeout=30)
             for engine, synchronous in ((self.engine, "FULL"), (relaxed, "NORMAL")):
                 event.listen(engine, "connect", functools.partial(_prepare_sqlite, synchronous))
                 event.listen(engine, "begin", _begin_sqlite)
             path = Path(self.url.database or "gateway.db")
             self._fair: _FairLock | None = _FairLock(path.with_name(f"{path.name}-writer"))
         else:
-            self.engine = sa.create_engine(self.url, pool_size=10, max_overflow=10, pool_pre_ping=True)
+            self.engine = create(pool_size=10, max_overflow=10, pool_pre_ping=True)
             self._fair = None
             relaxed = self.engine
         self._durable = self.engine.execution_options(gateway_begin="BEGIN IMMEDIATE")
@@ -125,6 +150,22 @@ class Database:
         """
         try:
             with self._reader.connect() as connection:
+                yield connection
+        except (OperationalError, self._driver_fault) as fault:
+            raise _unavailable(fault) from fault
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        """Reads that all see the store as it was at the first of them, however long they take. For looking after a
+        store: what is written meanwhile has to be kept beside it.
+
+        Raises Unavailable when the database cannot be reached.
+        """
+        engine = self.engine
+        if not self.is_sqlite:
+            engine = engine.execution_options(isolation_level="REPEATABLE READ")
+        try:
+            with engine.connect() as connection:
                 yield connection
         except (OperationalError, self._driver_fault) as fault:
             raise _unavailable(fault) from fault

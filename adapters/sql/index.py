@@ -115,24 +115,29 @@ def _for_driver(sql: str, postgres: bool) -> str:
 
 
 class _Session:
-    """A connection, with what differs between the engines."""
+    """A connection, with what differs between the engines: by the driver's own cursor, which costs a third.
+
+    Its errors are the driver's.
+    """
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self._cursor = connection.connection.cursor()
         self.postgres = connection.dialect.name == "postgresql"
 
     def all(self, sql: str, *params: Any) -> Sequence[Any]:
-        return self._connection.exec_driver_sql(_for_driver(sql, self.postgres), params).fetchall()
+        self._cursor.execute(_for_driver(sql, self.postgres), params)
+        return self._cursor.fetchall()
 
     def first(self, sql: str, *params: Any) -> Any:
-        return self._connection.exec_driver_sql(_for_driver(sql, self.postgres), params).fetchone()
+        self._cursor.execute(_for_driver(sql, self.postgres), params)
+        return self._cursor.fetchone()
 
     def run(self, sql: str, *params: Any) -> None:
-        self._connection.exec_driver_sql(_for_driver(sql, self.postgres), params)
+        self._cursor.execute(_for_driver(sql, self.postgres), params)
 
     def run_each(self, sql: str, params: list[tuple[Any, ...]]) -> None:
         if params:
-            self._connection.exec_driver_sql(_for_driver(sql, self.postgres), params)
+            self._cursor.executemany(_for_driver(sql, self.postgres), params)
 
     @property
     def among(self) -> str:
@@ -155,22 +160,6 @@ class _Session:
             escaped = pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
             return "LIKE ?", escaped.replace("*", "%").replace("?", "_")
         return "GLOB ?", glob(pattern)
-
-
-class _Reading(_Session):
-    """Reads by the driver's own cursor, which costs a third. Its errors are the driver's."""
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(connection)
-        self._cursor = connection.connection.cursor()
-
-    def all(self, sql: str, *params: Any) -> Sequence[Any]:
-        self._cursor.execute(_for_driver(sql, self.postgres), params)
-        return self._cursor.fetchall()
-
-    def first(self, sql: str, *params: Any) -> Any:
-        self._cursor.execute(_for_driver(sql, self.postgres), params)
-        return self._cursor.fetchone()
 
 
 # ---------------------------------------------------------------- conditions in SQL
@@ -419,7 +408,7 @@ class SqlIndex:
     def _reading(self) -> Iterator[_Session]:
         try:
             with self._engine.connect() as connection:
-                yield _Reading(connection)
+                yield _Session(connection)
         except (DBAPIError, self._driver_error) as fault:
             raise Unavailable("The index cannot be read now; try again later") from fault
 
@@ -952,7 +941,7 @@ def _image_sets(
         row[0]: row
         for row in session.all(
             "SELECT x.image_set_pk, i.id, i.latest, x.is_primary, x.created_at, x.updated_at, x.attrs, x.study_uid, "
-            "x.series_uid, x.number, x.n_instances, s.n_series, s.n_instances FROM set_index x "
+            "x.series_uid, x.number, x.n_instances, s.n_series, s.n_instances, i.accessed_at FROM set_index x "
             "JOIN image_set i ON i.pk=x.image_set_pk LEFT JOIN study s ON x.is_primary "
             f"AND s.datastore_pk=x.datastore_pk AND s.study_uid=x.study_uid WHERE x.image_set_pk {session.among}",
             session.values(pks),
@@ -992,7 +981,22 @@ def _moment(value: tuple[str, str]) -> tuple[str, str]:
 
 
 def _summary(row: Any) -> ImageSetSummary:
-    (_, id_, version, primary, created, updated, text, study_uid, series_uid, number, own, series, instances) = row
+    (
+        _,
+        id_,
+        version,
+        primary,
+        created,
+        updated,
+        text,
+        study_uid,
+        series_uid,
+        number,
+        own,
+        series,
+        instances,
+        accessed,
+    ) = row
     attributes = orjson.loads(text)
     tags: dict[str, str | int] = {name: value for name, tag in _TAGS.items() if (value := text_value(attributes, tag))}
     if names := attributes.get(hexadecimal(PATIENT_NAME), {}).get("Value"):
@@ -1003,7 +1007,15 @@ def _summary(row: Any) -> ImageSetSummary:
         tags["DICOMSeriesNumber"] = number
     tags["DICOMNumberOfStudyRelatedSeries"] = 1 if series is None else series
     tags["DICOMNumberOfStudyRelatedInstances"] = own if instances is None else instances
-    return ImageSetSummary(ImageSetId(id_), version, bool(primary), _datetime(created), _datetime(updated), tags)
+    return ImageSetSummary(
+        ImageSetId(id_),
+        version,
+        bool(primary),
+        _datetime(created),
+        _datetime(updated),
+        tags,
+        _datetime(accessed or created),
+    )
 
 
 def _datetime(milliseconds: int) -> datetime:

@@ -1,6 +1,8 @@
 """Work items: leased, renewed and finished in the database that also holds what they are about."""
 
 import json
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +11,13 @@ import sqlalchemy as sa
 
 from adapters.sql.database import Database, Statement, now_ms
 from adapters.sql.tables import work
+from gateway.domain.errors import GatewayError, Overloaded
 
 LEASE_MS = 60_000
 MAX_ATTEMPTS = 3
+FIRST = -1
+"""Priority of what ends a lock: imports that wait for it must not fill the queue in front of it."""
+_LOOK_S = 0.5
 
 
 # Made once: building a statement costs as much as running it.
@@ -64,6 +70,37 @@ class WorkItem:
     subject: dict[str, Any]
     owner: str
     attempt: int
+
+
+class Backlog:
+    """Says no while more than `most` import jobs wait. Looks at most every half second, in a thread of its own: who
+    asks never waits for a database."""
+
+    def __init__(self, database: Database, most: int) -> None:
+        self._database = database
+        self._most = most
+        self._is_full = False
+        self._look_at = 0.0
+        self._looking = threading.Lock()
+        some = sa.select(work.c.pk).where(work.c.kind == "import", work.c.state == "waiting").limit(most + 1)
+        self._count = sa.select(sa.func.count()).select_from(some.subquery())
+
+    def admit(self) -> None:
+        """Raises Overloaded."""
+        if time.monotonic() >= self._look_at and self._looking.acquire(blocking=False):
+            self._look_at = time.monotonic() + _LOOK_S
+            threading.Thread(target=self._look, name="backlog", daemon=True).start()
+        if self._is_full:
+            raise Overloaded(f"More than {self._most} import jobs wait (store.max_waiting). Send it again in a moment.")
+
+    def _look(self) -> None:
+        try:
+            with self._database.read() as connection:
+                self._is_full = connection.execute(self._count).scalar_one() > self._most
+        except GatewayError:
+            pass  # who submits will be told
+        finally:
+            self._looking.release()
 
 
 class LeaseLost(Exception):

@@ -9,7 +9,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from adapters.sql.database import Database
-from gateway.domain.errors import Conflict
+from gateway.domain.errors import Conflict, NotFound
 
 
 def _config() -> Config:
@@ -32,6 +32,15 @@ def migrate(database: Database) -> None:
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(4711)"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def require_current(database: Database) -> None:
+    """Raises NotFound for a database without a schema, Conflict for one of another release."""
+    found = revision(database)
+    if found is None:
+        raise NotFound("there is no store here yet: the first start of `imageset-gateway serve` makes one")
+    if found != ScriptDirectory.from_config(_config()).get_current_head():
+        raise Conflict(f"the schema is at revision {found}: `imageset-gateway db migrate` brings it to this release")
 
 
 def revision(database: Database) -> str | None:

@@ -1,6 +1,7 @@
 """How the database and its work queue are doing, for those who watch over the gateway."""
 
 import asyncio
+from collections.abc import Callable
 
 import sqlalchemy as sa
 
@@ -11,8 +12,9 @@ from adapters.sql.tables import job, pixel, work
 class Status:
     """Questions that operations ask of a database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, quarantined: Callable[[], int] = lambda: 0) -> None:
         self._database = database
+        self._quarantined = quarantined
 
     async def ping(self) -> None:
         """Returns when the database answers. Raises Unavailable."""
@@ -20,7 +22,8 @@ class Status:
 
     async def work(self) -> dict[str, dict[str, float]]:
         """Kind of work item -> `waiting`, `running`, `oldest_s`; `encode` counts pixel data that awaits
-        encoding, `kept` the jobs whose instances could not all be imported and are kept in the spool."""
+        encoding, `quarantine` the instances that could not be imported, and `kept` the jobs of which some still have to
+        be brought there."""
         return await asyncio.to_thread(self._work)
 
     def _ping(self) -> None:
@@ -46,5 +49,6 @@ class Status:
             if state == "waiting":
                 numbers["oldest_s"] = round(max(0, now_ms() - since) / 1000, 1)
         kinds["kept"] = {"waiting": kept, "running": 0, "oldest_s": 0}
+        kinds["quarantine"] = {"waiting": self._quarantined(), "running": 0, "oldest_s": 0}
         kinds["encode"] = {"waiting": raw, "running": 0, "oldest_s": 0}
         return kinds

@@ -155,6 +155,7 @@ image_set = Table(
     Column("updated_at", BigInteger, nullable=False),
     Column("deleted_at", BigInteger),
     Column("message", Text),
+    Column("accessed_at", BigInteger),  # written once a day at most; null: not read since it was made
     Index(
         "uq_image_set_primary",
         "datastore_pk",
@@ -338,6 +339,21 @@ change = Table(
     Column("principal", Word),
     Column("body", Text),
     Index("ix_change_at", "datastore_pk", "at"),
+)
+
+tag = Table(
+    "tag",
+    metadata,
+    Column("resource", Word, primary_key=True),  # datastoreId, or datastoreId/imageSetId
+    Column("key", Word, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+event = Table(  # what a webhook is still to be told, in order; a row goes once it has been delivered
+    "event",
+    metadata,
+    _pk(),
+    Column("body", Text, nullable=False),
 )
 
 

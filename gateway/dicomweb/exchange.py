@@ -13,6 +13,7 @@ from ..domain.errors import InvalidInput, TooLarge
 from ..domain.ids import DatastoreId
 from ..domain.model import ConflictEntry, Page, PageRequest
 from ..domain.query import DicomQuery, SearchAnswer
+from ..services.render import Render
 from ..services.retrieve import Retrieve
 from ..services.store import Store
 from .params import Accepts, Query
@@ -39,6 +40,7 @@ class DicomwebServices:
     resolve: Callable[[str], Awaitable[DatastoreId]]
     """The data store of that id. Raises NotFound."""
     retrieve: Retrieve
+    render: Render
     store: Store
     search: Search
     intake: Conflicts

@@ -2,6 +2,7 @@
 
     parse_accept(text)      an Accept list as media ranges
     choose(...)             which form of one instance's bytes to send, or None: 406
+    choose_picture(...)     which form of a rendered resource to send, or None: 406
     accepts_json(...)       whether DICOM JSON is wanted
     Query                   the query string, decoded once
 """
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import Final, NamedTuple
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from ..domain.errors import InvalidInput
 from ..domain.ids import DatastoreId, ImageSetId
@@ -25,6 +26,16 @@ ANY: Final = "*/*"
 
 _MAX_PARAMETERS: Final = 1000
 _MAX_CACHED_ACCEPT: Final = 1024
+
+
+def resource_url(root: str, study: str, series: str | None = None, sop: str | None = None) -> str:
+    """The URL of a study, a series or an instance (PS3.18 §10.1.1); `root` ends before `/studies`.
+
+    What was received as a UID and is none is escaped: it may hold anything, also what ends a header's line.
+    """
+    uids = (("studies", study), ("series", series), ("instances", sop))
+    return root + "".join(f"/{word}/{quote(uid, safe='')}" for word, uid in uids if uid is not None)
+
 
 # --- Accept ----------------------------------------------------------------------------------------------------------
 
@@ -245,10 +256,50 @@ def _default(forms: tuple[Form, ...]) -> Form:
 
 
 def _default_syntax(form: Form, forms: tuple[Form, ...]) -> str:
-    """What a media type without transfer-syntax means; where that is not to be had, what is stored (TS-01)."""
+    """What a media type without transfer-syntax means; where that is not to be had, what is stored (TS-01).
+
+    What is stored in the type that is asked for goes before the type's own default: it costs nothing, and the part
+    names it (NEG-10).
+    """
+    if media_type(forms[0].syntax) == form.media_type:
+        return forms[0].syntax
     syntaxes = by_media_type(form.media_type)
     default = syntaxes[0].uid if syntaxes else EXPLICIT_LE
     return default if any(other.syntax == default for other in forms) else forms[0].syntax
+
+
+class PictureForm(NamedTuple):
+    """How a rendered resource can go out."""
+
+    media_type: str
+    multipart: bool
+
+
+def choose_picture(accepts: Accepts, types: Sequence[str]) -> PictureForm | None:
+    """The form of a rendered resource that can be had in `types`, the default first; None: 406 (NEG-10, NEG-11).
+
+    Transfer syntaxes are passed over (REND-02). A request for octets gets the default, in one part: viewers fetch
+    thumbnails with the header of their bulk data (CL-05). Raises InvalidInput for a mixture of kinds (NEG-12).
+    """
+    for ranges in _lists(accepts):
+        ranked: list[tuple[float, int, int, bool]] = []
+        for order, name in enumerate(types):
+            fits = []
+            for wanted in ranges:
+                if wanted.type == name.lower():
+                    fits.append((2, wanted.q, bool(wanted.multipart)))
+                elif wanted.type == name.lower().partition("/")[0] + "/*":
+                    fits.append((1, wanted.q, bool(wanted.multipart)))
+                elif wanted.type in (ANY, OCTETS) and not order:
+                    fits.append((0, wanted.q, bool(wanted.multipart) and wanted.type == ANY))
+            if fits:
+                how, q, multipart = max(fits)
+                if q > 0:
+                    ranked.append((-q, -how, order, multipart))
+        if ranked:
+            _, _, order, multipart = min(ranked)
+            return PictureForm(types[order], multipart)
+    return None
 
 
 def accepts_json(accepts: Accepts) -> bool:

@@ -15,6 +15,7 @@ from ..domain.errors import (
     InvalidInput,
     NotAcceptable,
     NotFound,
+    OutOfStorage,
     QuotaExceeded,
     Throttled,
     TooLarge,
@@ -36,6 +37,7 @@ STATUS: Final[Mapping[type[GatewayError], int]] = {
     Throttled: 429,
     QuotaExceeded: 429,
     Unavailable: 503,
+    OutOfStorage: 507,
     Corrupt: 500,
 }
 """A class that is not listed takes the row of the nearest class above it."""

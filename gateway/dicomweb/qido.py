@@ -22,7 +22,7 @@ from ..domain.query import (
     vr_of,
 )
 from .exchange import Request, Response
-from .params import accepts_json, as_of, image_set_of, is_uid
+from .params import accepts_json, as_of, image_set_of, is_uid, resource_url
 
 JSON: Final = (b"content-type", b"application/dicom+json")
 COMMON: Final = [(b"vary", b"Accept, Accept-Encoding, Origin"), (b"cache-control", b"no-store")]
@@ -169,11 +169,8 @@ def _flag(options: dict[str, str], name: str) -> bool:
 
 def with_url(row: dict[str, Any], root: str, level: Level, image_set: ImageSetId | None) -> dict[str, Any]:
     """A row with its RetrieveURL, tags still ascending (JSON-02, QIDO-30)."""
-    url = f"{root}/studies/{row['0020000D']['Value'][0]}"
-    if level is not Level.STUDY:
-        url += f"/series/{row['0020000E']['Value'][0]}"
-    if level is Level.INSTANCE:
-        url += f"/instances/{row['00080018']['Value'][0]}"
+    tags = ("0020000D", "0020000E", "00080018")[: 1 + (level is not Level.STUDY) + (level is Level.INSTANCE)]
+    url = resource_url(root, *(row[tag]["Value"][0] for tag in tags))
     if image_set is not None:
         url += f"?imageSetId={image_set}"
     row["00081190"] = {"vr": "UR", "Value": [url]}

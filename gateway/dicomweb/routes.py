@@ -10,7 +10,7 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from ..domain.errors import GatewayError
-from . import problems, qido, stow, wado
+from . import problems, qido, rendered, stow, wado
 from .exchange import ClientGone, DicomwebServices, Request, Response
 from .problems import HttpProblem
 
@@ -36,6 +36,15 @@ ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
     _INSTANCE + "/metadata": {"GET": wado.metadata},
     _INSTANCE + "/frames/{frames}": {"GET": wado.frames},
     _INSTANCE + "/bulkdata/{path}": {"GET": wado.bulk},
+    # render (PS3.18 T10.4.1-3, T10.4.1-4)
+    "/studies/{study}/rendered": {"GET": rendered.rendered},
+    "/studies/{study}/thumbnail": {"GET": rendered.thumbnail},
+    _SERIES + "/rendered": {"GET": rendered.rendered},
+    _SERIES + "/thumbnail": {"GET": rendered.thumbnail},
+    _INSTANCE + "/rendered": {"GET": rendered.rendered},
+    _INSTANCE + "/thumbnail": {"GET": rendered.thumbnail},
+    _INSTANCE + "/frames/{frames}/rendered": {"GET": rendered.rendered},
+    _INSTANCE + "/frames/{frames}/thumbnail": {"GET": rendered.thumbnail},
     # beyond the standard
     "/conflicts": {"GET": qido.conflicts},
 }

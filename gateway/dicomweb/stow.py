@@ -13,7 +13,7 @@ from ..ports import Buffer
 from ..services.store import Part
 from .exchange import Request, Response
 from .multipart import Reader
-from .params import DICOM, accepts_json, parameters_of
+from .params import DICOM, accepts_json, parameters_of, resource_url
 from .problems import HttpProblem
 from .qido import COMMON, JSON, not_json
 
@@ -36,10 +36,10 @@ async def store(request: Request, study: str | None = None) -> Response:
         raise InvalidInput("The body holds no instance.")
     root = request.root
     studies = {outcome.study_uid for outcome in outcomes if outcome.failure is None}
-    url = f"{root}/studies/{studies.pop()}" if len(studies) == 1 else None
+    url = resource_url(root, studies.pop() or "") if len(studies) == 1 else None
     headers = [JSON, *COMMON]
     if url is not None:
-        headers.append((b"content-location", url.encode("latin-1", "replace")))
+        headers.append((b"content-location", url.encode("latin-1")))
     return Response(status_of(outcomes), headers, orjson.dumps(response_module(outcomes, root, url)))
 
 
@@ -120,7 +120,7 @@ def response_module(outcomes: Sequence[Outcome], root: str, study_url: str | Non
 def _referenced(outcome: Outcome, root: str) -> Iterator[tuple[str, Any]]:
     yield "00081150", _element("UI", outcome.sop_class)
     yield "00081155", _element("UI", outcome.sop_uid)
-    url = f"{root}/studies/{outcome.study_uid}/series/{outcome.series_uid}/instances/{outcome.sop_uid}"
+    url = resource_url(root, outcome.study_uid or "", outcome.series_uid, outcome.sop_uid)
     if not outcome.is_primary:
         url += f"?imageSetId={outcome.image_set}"
     yield "00081190", _element("UR", url)

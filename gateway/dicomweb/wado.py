@@ -2,7 +2,7 @@
 
 import re
 import zlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -23,32 +23,35 @@ from .params import (
     frame_numbers,
     instance_forms,
     is_uid,
+    resource_url,
     selection,
 )
 from .problems import HttpProblem
 from .qido import JSON, not_json
 
-_COMMON: Final = [(b"vary", b"Accept, Accept-Encoding, Origin"), (b"cache-control", b"private, no-cache")]
+COMMON: Final = [(b"vary", b"Accept, Accept-Encoding, Origin"), (b"cache-control", b"private, no-cache")]
 _BYTES: Final = (b"accept-ranges", b"bytes")
 _BULK_PATH: Final = re.compile(r"[0-9A-F]{8}(\.[0-9]{1,6}\.[0-9A-F]{8})*\Z")
 _PIXELS: Final = frozenset(f"{tag:08X}" for tag in (PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_FLOAT_PIXEL_DATA))
 _DOCUMENT: Final = "00420011"
 _GATHERED_BYTES: Final = 64 << 20
 """Up to which frames are put together before they are sent, so that their length is known and ranges are served."""
+_LARGE_BYTES: Final = 256 << 10
+"""From which on a piece is sent by itself."""
 _WITHOUT_PIXELS: Final = (EXPLICIT_LE, *(row.uid for row in TABLE if row.encapsulated))
 """A data set without pixel data is encoded alike in all of these, so it fits whichever is asked for (NEG-14)."""
 
 
 async def metadata(request: Request, study: str, series: str | None = None, sop: str | None = None) -> Response:
     """DICOM JSON of a study, series or instance, ready as stored: joined, not parsed (WADO-04, CACHE-01)."""
-    selected = await _select(request, study, series, sop)
+    selected = await select(request, study, series, sop)
     if not accepts_json(request.accepts):
         raise not_json()
     root = request.root
     gzip = request.wants_gzip
     # The bulk data URIs hold the root, so it is a part of the representation.
     etag = f'"{selected.etag}-{zlib.crc32(root.encode()):08x}{"-gzip" if gzip else ""}"'
-    headers = [JSON, *_COMMON, (b"etag", etag.encode())]
+    headers = [JSON, *COMMON, (b"etag", etag.encode())]
     if request.unchanged(etag):
         return Response(304, headers)
     document = await request.services.retrieve.metadata(selected, root, gzip=gzip)
@@ -60,48 +63,56 @@ async def metadata(request: Request, study: str, series: str | None = None, sop:
 async def instances(request: Request, study: str, series: str | None = None, sop: str | None = None) -> Response:
     """Part 10 files of a study, series or instance, each in the transfer syntax chosen for it (NEG-14, WADO-02)."""
     retrieve = request.services.retrieve
-    selected = await _select(request, study, series, sop)
+    selected = await select(request, study, series, sop)
     multipart = sop is None
     wanted: list[Wanted] = []
+    accepts = request.accepts
+    chosen: dict[tuple[str, ...], Form | None] = {}  # most series have one kind of instances
     for entry in selected.entries:
         has_pixels = entry.stored_syntax is not None
         offers = retrieve.offers(entry) if has_pixels else _WITHOUT_PIXELS
         forms = instance_forms(offers)
-        form = choose(request.accepts, forms)
+        if offers not in chosen:
+            chosen[offers] = choose(accepts, forms)
+        form = chosen[offers]
         if form is None:
             raise _not_acceptable("The instance" if sop else "An instance of it", forms if has_pixels else forms[:1])
         multipart = multipart or form.multipart
         if has_pixels:
-            or_stored = form.syntax != offers[0] and choose(request.accepts, instance_forms(offers[:1])) is not None
+            or_stored = form.syntax != offers[0] and choose(accepts, instance_forms(offers[:1])) is not None
             wanted.append(Wanted(entry, form.syntax, or_stored))
         else:
             wanted.append(Wanted(entry, EXPLICIT_LE))
     fingerprint = zlib.crc32("".join(each.syntax for each in wanted).encode())
     etag = f'"{selected.etag}-{fingerprint:08x}{"-multipart" if multipart else ""}"'
-    headers = [*_COMMON, (b"etag", etag.encode())]
+    headers = [*COMMON, (b"etag", etag.encode())]
     if request.unchanged(etag):
         return Response(304, headers)
     root = request.root
-    files = retrieve.instances(wanted)
-    first = await anext(files)  # what fails here still gets its status
+    measured = await retrieve.measured(wanted) if len(wanted) > 1 else None
+    files = retrieve.instances(measured or wanted)
+    batch = await anext(files)  # what fails here still gets its status
+    first = batch[0]
     if not multipart:
         headers += [
             (b"content-type", Form(DICOM, first.syntax, False).content_type.encode()),
-            (b"content-location", _location(root, wanted[0].entry).encode("latin-1")),
+            (b"content-location", location_of(root, wanted[0].entry).encode("latin-1")),
         ]
         return _streamed(headers, b"", first, b"")
     boundary = boundary_for(etag)
     headers.append((b"content-type", content_type(DICOM, boundary).encode()))
     if len(wanted) == 1:
-        return _streamed(headers, _instance_head(root, boundary, wanted[0], first, 0), first, closing(boundary))
-    return Response(200, headers, _instance_parts(root, boundary, wanted, first, files))
+        head = _instance_head(root, boundary, wanted[0].entry, first.syntax, first.length, 0)
+        return _streamed(headers, head, first, closing(boundary))
+    length = None if measured is None else _measured_length(root, boundary, measured)
+    return Response(200, headers, _instance_parts(root, boundary, wanted, batch, files), length)
 
 
 async def frames(request: Request, study: str, series: str, sop: str, frames: str) -> Response:
     """Frames as stored or native, one part each, in the order asked for (WADO-05..07, TS-01..09)."""
     retrieve = request.services.retrieve
     numbers = frame_numbers(frames)
-    entry = (await _select(request, study, series, sop)).entries[0]
+    entry = (await select(request, study, series, sop)).entries[0]
     indexes = frame_indexes(entry, numbers)
     single = len(indexes) == 1
     offers = retrieve.offers(entry)
@@ -110,7 +121,7 @@ async def frames(request: Request, study: str, series: str, sop: str, frames: st
     if form is None:
         raise _not_acceptable("The frames" if single else "Several frames", forms)
     etag = f'"{entry.digest}-{zlib.crc32(f"{frames} {form}".encode()):08x}"'
-    headers = [*_COMMON, _BYTES, (b"etag", etag.encode())]
+    headers = [*COMMON, _BYTES, (b"etag", etag.encode())]
     if request.unchanged(etag):
         return Response(304, headers)
     try:
@@ -121,7 +132,7 @@ async def frames(request: Request, study: str, series: str, sop: str, frames: st
             raise
         form = stored  # asked for without a transfer syntax, and not to be decoded (TS-01)
         first = await retrieve.frame(entry, indexes[0], form.syntax)
-    location = f"{_location(request.root, entry)}/frames/"
+    location = f"{location_of(request.root, entry)}/frames/"
     if not form.multipart:
         headers += [
             (b"content-type", form.content_type.encode()),
@@ -141,7 +152,7 @@ async def frames(request: Request, study: str, series: str, sop: str, frames: st
 async def bulk(request: Request, study: str, series: str, sop: str, path: str) -> Response:
     """The value that a BulkDataURI names (BULK-01, BULK-02)."""
     retrieve = request.services.retrieve
-    selected = await _select(request, study, series, sop)
+    selected = await select(request, study, series, sop)
     entry = selected.entries[0]
     path = path.upper()
     if not _BULK_PATH.match(path):
@@ -154,7 +165,7 @@ async def bulk(request: Request, study: str, series: str, sop: str, path: str) -
     form = choose(request.accepts, forms)
     if form is None:
         raise _not_acceptable("The bulk data", forms)
-    location = f"{_location(request.root, entry)}/bulkdata/{path}"
+    location = f"{location_of(request.root, entry)}/bulkdata/{path}"
     return _bulk(request, f"{selected.etag}-{path}-{vr}", form, location, value)
 
 
@@ -172,7 +183,7 @@ async def _pixel_data(request: Request, entry: Entry) -> Response:
     form = choose(request.accepts, forms)
     if form is None:
         raise _not_acceptable("The pixel data", forms)
-    location = f"{_location(request.root, entry)}/bulkdata/7FE00010"
+    location = f"{location_of(request.root, entry)}/bulkdata/7FE00010"
     if entry.frames <= 1:
         if entry.frames:
             value = await retrieve.frame(entry, 0, form.syntax)
@@ -180,7 +191,7 @@ async def _pixel_data(request: Request, entry: Entry) -> Response:
             _, value = await retrieve.received_pixels(entry)
         return _bulk(request, entry.digest, form, location, value)
     etag = f'"{entry.digest}-{zlib.crc32(f"bulk {form}".encode()):08x}"'
-    headers = [*_COMMON, _BYTES, (b"etag", etag.encode())]
+    headers = [*COMMON, _BYTES, (b"etag", etag.encode())]
     if request.unchanged(etag):
         return Response(304, headers)
     boundary = boundary_for(etag)
@@ -195,7 +206,7 @@ async def _pixel_data(request: Request, entry: Entry) -> Response:
         return await _gathered(request, etag, headers, body, size)
     parts = retrieve.frames(entry, range(entry.frames), form.syntax)
     numbers = range(2, entry.frames + 1)
-    location = f"{_location(request.root, entry)}/frames/"
+    location = f"{location_of(request.root, entry)}/frames/"
     first = await anext(parts)
     head = part_head(boundary, form.content_type, f"{location}1", len(first), first=True)
     return await _gathered(
@@ -206,7 +217,7 @@ async def _pixel_data(request: Request, entry: Entry) -> Response:
 def _bulk(request: Request, identity: str, form: Form, location: str, value: bytes) -> Response:
     """One value as a single part, or as the only part of several."""
     etag = f'"{identity}-{zlib.crc32(f"bulk {form}".encode()):08x}"'
-    headers = [*_COMMON, _BYTES, (b"etag", etag.encode()), (b"x-content-type-options", b"nosniff")]
+    headers = [*COMMON, _BYTES, (b"etag", etag.encode()), (b"x-content-type-options", b"nosniff")]
     if request.unchanged(etag):
         return Response(304, headers)
     named = form.content_type
@@ -224,7 +235,7 @@ def _bulk(request: Request, identity: str, form: Form, location: str, value: byt
     return _ranged(request, etag, headers, b"".join((head, value, closing(boundary))))
 
 
-async def _select(request: Request, study: str, series: str | None, sop: str | None) -> Selected:
+async def select(request: Request, study: str, series: str | None, sop: str | None) -> Selected:
     """Raises NotFound, Gone, and InvalidInput for a UID that is none, unless something is stored so (ROOT-06)."""
     try:
         return await request.services.retrieve.select(selection(request.datastore, request.query, study, series, sop))
@@ -244,8 +255,8 @@ def _not_acceptable(what: str, forms: Sequence[Form]) -> NotAcceptable:
     return NotAcceptable(f"{what} can be had as: {', '.join(listed)}.")
 
 
-def _location(root: str, entry: Entry) -> str:
-    return f"{root}/studies/{entry.study_uid}/series/{entry.series_uid}/instances/{entry.sop_uid}"
+def location_of(root: str, entry: Entry) -> str:
+    return resource_url(root, entry.study_uid, entry.series_uid, entry.sop_uid)
 
 
 def _streamed(headers: list[tuple[bytes, bytes]], head: bytes, file: Opened, tail: bytes) -> Response:
@@ -256,25 +267,57 @@ def _streamed(headers: list[tuple[bytes, bytes]], head: bytes, file: Opened, tai
     return Response(200, headers, _chained((head, *file.start), file.rest, (tail,)), length)
 
 
-def _instance_head(root: str, boundary: str, wanted: Wanted, file: Opened, number: int) -> bytes:
-    named = Form(DICOM, file.syntax, True).content_type
-    return part_head(boundary, named, _location(root, wanted.entry), file.length, first=number == 0)
+def _instance_head(root: str, boundary: str, entry: Entry, syntax: str, length: int | None, number: int) -> bytes:
+    named = Form(DICOM, syntax, True).content_type
+    return part_head(boundary, named, location_of(root, entry), length, first=number == 0)
+
+
+def _measured_length(root: str, boundary: str, wanted: Sequence[Wanted]) -> int:
+    """Of what `_instance_parts` gives."""
+    length = len(closing(boundary))
+    for number, (entry, syntax, _, envelope) in enumerate(wanted):
+        assert envelope is not None
+        length += len(_instance_head(root, boundary, entry, syntax, envelope.length, number)) + envelope.length
+    return length
 
 
 async def _instance_parts(
-    root: str, boundary: str, wanted: Sequence[Wanted], first: Opened, files: AsyncGenerator[Opened]
+    root: str,
+    boundary: str,
+    wanted: Sequence[Wanted],
+    first: Sequence[Opened],
+    others: AsyncGenerator[Sequence[Opened]],
 ) -> AsyncGenerator[bytes]:
-    async with aclosing(files):
+    """A batch of files in few pieces: each costs a turn of the loop, and joining large ones costs more than that."""
+    async with aclosing(others):
         number = 0
-        file: Opened | None = first
-        while file is not None:
-            yield b"".join((_instance_head(root, boundary, wanted[number], file, number), *file.start))
-            if file.rest is not None:
-                async for piece in file.rest:
+        batch: Sequence[Opened] | None = first
+        while batch is not None:
+            pieces: list[bytes] = []
+            for file in batch:
+                entry = wanted[number].entry
+                pieces += (_instance_head(root, boundary, entry, file.syntax, file.length, number), *file.start)
+                number += 1
+            for some in _joined(pieces):
+                yield some
+            if batch[-1].rest is not None:
+                async for piece in batch[-1].rest:
                     yield piece
-            number += 1
-            file = await anext(files, None)
+            batch = await anext(others, None)
         yield closing(boundary)
+
+
+def _joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in the same order: small pieces joined, large ones as they are."""
+    small: list[bytes] = []
+    for piece in pieces:
+        if len(piece) < _LARGE_BYTES:
+            small.append(piece)
+            continue
+        yield b"".join(small)
+        yield piece
+        small = []
+    yield b"".join(small)
 
 
 async def _frame_parts(

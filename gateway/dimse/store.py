@@ -45,6 +45,7 @@ class Reception:
             self._status = Status(MISTYPED_ARGUMENT, "the command names no SOP Class or no SOP Instance UID")
             return
         try:
+            staging.admit()
             self._sink = staging.open(origin)
         except Exception as error:
             self._fail(error)
@@ -160,6 +161,8 @@ class Submissions:
         self._intake = intake
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
+        # One after the other: of two associations that bring one instance, the later one has to be imported later.
+        self._turn = asyncio.Lock()
 
     def hand_over(self, datastore: DatastoreId, items: Sequence[Staged]) -> None:
         """Submits a batch, again and again until the intake takes it. From any thread; returns at once."""
@@ -184,7 +187,8 @@ class Submissions:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                job = await self._intake.submit(datastore, items)
+                async with self._turn:
+                    job = await self._intake.submit(datastore, items)
             except Exception as error:
                 _log.error("submit-failed", instances=len(items), fault=type(error).__name__, retry_s=pause_s)
                 await asyncio.sleep(pause_s)

@@ -14,7 +14,8 @@
     ├── Throttled             too many requests; try again later
     ├── QuotaExceeded         a quota of the service
     ├── Unavailable           a part of the system is not there now; try again later
-    │   └── OutOfStorage      the disk is below its watermark
+    │   ├── OutOfStorage      the disk is below its watermark
+    │   └── Overloaded        more waits to be done than may wait
     └── Corrupt               stored bytes do not have their digest
 
 `detail` says what is wrong and how to mend it, and never holds a patient's data. `code` is stable.
@@ -122,6 +123,12 @@ class OutOfStorage(Unavailable):
     """The disk is below its watermark: nothing more is taken in."""
 
     code = "out-of-storage"
+
+
+class Overloaded(Unavailable):
+    """More waits to be done than may wait: nothing more is taken in until some of it is."""
+
+    code = "overloaded"
 
 
 class Corrupt(GatewayError):

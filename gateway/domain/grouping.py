@@ -58,32 +58,6 @@ def study_difference(one: GroupKey, other: GroupKey) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """The instances of one job that belong together; positions count from 0 in staged order."""
-
-    key: GroupKey
-    members: Mapping[str, int]
-    """SOP Instance UID -> position of the instance that stays: the last one staged."""
-    superseded: Mapping[int, int]
-    """Position of an instance that a later one with its SOP Instance UID replaced -> position of that one."""
-
-
-def partition(instances: Iterable[tuple[GroupKey, str]]) -> list[Group]:
-    """The groups of one job, sorted by key, from the key and SOP Instance UID of each instance in staged order."""
-    members: dict[GroupKey, dict[str, int]] = {}
-    earlier: dict[GroupKey, list[tuple[str, int]]] = {}
-    for position, (key, sop_uid) in enumerate(instances):
-        group = members.setdefault(key, {})
-        if sop_uid in group:
-            earlier.setdefault(key, []).append((sop_uid, group[sop_uid]))
-        group[sop_uid] = position
-    return [
-        Group(key, members[key], {position: members[key][sop_uid] for sop_uid, position in earlier.get(key, ())})
-        for key in sorted(members)
-    ]
-
-
-@dataclass(frozen=True, slots=True)
 class Primary:
     """The primary image set of a series, as it is now."""
 

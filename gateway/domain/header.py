@@ -40,6 +40,7 @@ from .errors import InvalidInput, NotFound
 from .levels import level_of
 from .metadata import Levels, definite_vr, to_dicom_json
 from .pixels import DOUBLE_FLOAT_PIXEL_DATA, FLOAT_PIXEL_DATA, PIXEL_DATA, PixelFormat
+from .query import SERIES_BESIDE
 from .syntaxes import BIG_ENDIAN, DEFLATED, IMPLICIT_LE
 from .values import MAX_DEPTH, attribute
 
@@ -136,13 +137,15 @@ class Received:
     """WarningReason codes, ascending."""
 
 
-# Image type and times of the instance, what instance searches return, and the Image Pixel attributes.
+# Image type and times of the instance, what instance searches return, the Image Pixel attributes, and the series keys
+# that stand with the instances (`query.SERIES_BESIDE`).
 _INDEXED: Final = frozenset(
     {
         *(0x00080008, 0x00080012, 0x00080013, 0x00080016, 0x00080018, 0x00080022, 0x00080023, 0x0008002A),
         *(0x00080032, 0x00080033, 0x00080201, 0x00180050, 0x00181310, 0x00200012, 0x00200013),
         *(0x00280002, 0x00280004, 0x00280006, 0x00280008, 0x00280010, 0x00280011),
         *(0x00280100, 0x00280101, 0x00280102, 0x00280103),
+        *SERIES_BESIDE,
     }
 )
 # Group lengths apart, these say how the instance is encoded, not what it is: a lossless transcoder may change them.
@@ -823,6 +826,8 @@ def read_part10(data: Buffer) -> Part10:
     syntax = meta.get("TransferSyntaxUID")
     if not syntax or not isinstance(syntax, str):
         raise InvalidInput("DICOM attribute TransferSyntaxUID does not exist")
+    if not _UID.fullmatch(syntax):  # it would be part of media types
+        raise InvalidInput("DICOM attribute TransferSyntaxUID is not a UID")
     return Part10(meta, syntax, i)
 
 
@@ -883,7 +888,7 @@ def _received(
     }
     index: dict[str, Any] = orjson.loads(b"{%b}" % b",".join([element[0] for element in elements if element[4]]))
     sop_class, sop_uid = _text(index.get("00080016")), _text(index.get("00080018"))
-    uids: dict[str, str] = {
+    uids: dict[str, Any] = {
         "StudyInstanceUID": levels["Study"].get("StudyInstanceUID") or "",
         "SeriesInstanceUID": levels["Series"].get("SeriesInstanceUID") or "",
         "SOPInstanceUID": sop_uid,
@@ -892,13 +897,15 @@ def _received(
     for keyword, uid in uids.items():
         if not uid:
             raise InvalidInput(f"DICOM attribute {keyword} does not exist")
+        if not isinstance(uid, str) or not uid.isprintable():  # of another VR than UI, or overwritten
+            raise InvalidInput(f"DICOM attribute {keyword} is not a UID")
         if len(uid) > _MAX_UID:
             raise InvalidInput(f"DICOM attribute {keyword} is longer than {_MAX_UID} characters")
     warnings = {ODD} if odd else set()
     if not all(_UID.fullmatch(uid) for uid in uids.values()):
         warnings.add(INVALID_UID)
     values = {**levels["Patient"], **levels["Study"], **levels["Series"]}
-    if any(len(values.get(keyword) or "") > limit for keyword, limit in _LIMITS.items()):
+    if any(len(str(values.get(keyword) or "")) > limit for keyword, limit in _LIMITS.items()):
         warnings.add(OVERLONG)
     meta = dict(meta) if meta else _fresh_meta(sop_class, sop_uid, syntax)
     vrs = b",".join(

@@ -346,8 +346,11 @@ def normal_time(vr: str, text: str) -> str | None:
     return bounds[0] if bounds else None
 
 
-def time_range(key: Key, value: str) -> Range:
-    """The bounds of a DA, TM or DT key (PS3.4 C.2.2.2.5). Raises InvalidInput for what is neither value nor range."""
+def time_range(key: Key, value: str, *, ordered: bool = True) -> Range:
+    """The bounds of a DA, TM or DT key (PS3.4 C.2.2.2.5). Raises InvalidInput for what is neither value nor range.
+
+    `ordered`: a range has to end after it begins; the times of an interval over several days need not.
+    """
     parse = _PARSERS[key.vr]
     text = literal(key, value)
     single = parse(text)
@@ -358,7 +361,7 @@ def time_range(key: Key, value: str) -> Range:
         first, last = text[:cut].strip(), text[cut + 1 :].strip()
         low, high = parse(first), parse(last)
         if (low or not first) and (high or not last) and (low or high):
-            if low and high and low[0] > high[1]:
+            if ordered and low and high and low[0] > high[1]:
                 raise _refused(key, "is a range that ends before it begins")
             return Range(low[0] if low else None, high[1] if high else None)
     raise _refused(key, f"is neither a {_FORMS[key.vr]} nor a range first-last")
@@ -430,7 +433,7 @@ _PARSERS: Final[Mapping[str, Callable[[str], tuple[str, str] | None]]] = {"DA": 
 def _interval(keys: Sequence[Key]) -> Interval | None:
     """The combined interval, where both StudyDate and StudyTime are ranges open at the same sides."""
     ranges = {
-        key.path[0]: time_range(key, key.values[0])
+        key.path[0]: time_range(key, key.values[0], ordered=key.path == (STUDY_DATE,))
         for key in keys
         if key.path in ((STUDY_DATE,), (STUDY_TIME,)) and len(key.values) == 1
     }

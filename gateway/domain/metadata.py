@@ -138,18 +138,18 @@ def definite_vr(vr: str, value: Any, present: str = "") -> str:
 
 
 def json_value(value: Any, vr: str, vrs: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """One DICOM JSON element of a value in document form."""
+    """One DICOM JSON element of a value in document form; what was received under another VR may not fit this one."""
     if value is None or value == []:
         return {"vr": vr}
-    if vr == "SQ":
-        return {"vr": vr, "Value": [to_dicom_json(item, vrs) for item in value]}
     values = value if isinstance(value, list) else [value]
+    if vr == "SQ":
+        return {"vr": vr, "Value": [to_dicom_json(item, vrs) for item in values if isinstance(item, Mapping)]}
     if vr.encode() in BINARY:
         return {"vr": vr, "InlineBinary": values[0]}
     if vr.encode() not in PARAGRAPH:
         values = [part for single in values for part in (single.split("\\") if isinstance(single, str) else [single])]
     if vr == "PN":
-        return {"vr": vr, "Value": [_name(single) for single in values]}
+        return {"vr": vr, "Value": [_name(None if single is None else str(single)) for single in values]}
     if vr in ("IS", "DS"):
         return {"vr": vr, "Value": [_number(single, vr) for single in values]}
     plain = [(single.rstrip(" \0") or None) if isinstance(single, str) else single for single in values]

@@ -100,6 +100,58 @@ class ImageSet:
     at: datetime | None = None
     actor: str | None = None
     """When this version was made and by whom; beyond the API."""
+    accessed_at: datetime | None = None
+    """When the image set was last read or written, to the day (lastAccessedAt)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRequest:
+    """CopyImageSet, as asked. Versions are those that the caller takes for the latest."""
+
+    source: ImageSetRef
+    destination: ImageSetRef | None = None
+    """The image set that takes the instances; None makes a new one."""
+    instances: Mapping[str, frozenset[str]] | None = None
+    """Series Instance UID -> SOP Instance UIDs to copy; None copies all."""
+    force: bool = False
+    promote: bool = False
+    """promoteToPrimary: the destination is the series' primary image set, a new one where there is none."""
+    actor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CopyResult:
+    """Both image sets of a copy as it is accepted."""
+
+    source: ImageSet
+    destination: ImageSet
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """What an ARN names: a data store, or an image set in it."""
+
+    datastore: DatastoreId
+    image_set: ImageSetId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One entry of a data store's change feed: a version that became readable, or a deletion."""
+
+    seq: int
+    """From 1, without gaps; a reader goes on after the last one that it has seen."""
+    at: datetime
+    """Never before the entry that precedes it."""
+    kind: str
+    """import, update, copy or delete."""
+    image_set: ImageSetId
+    version: int
+    is_primary: bool
+    study_uid: str
+    series_uid: str
+    job: JobId | None = None
+    actor: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +164,7 @@ class ImageSetSummary:
     created_at: datetime
     updated_at: datetime
     tags: Mapping[str, str | int]
+    accessed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +202,7 @@ class ImportRequest:
     input_uri: str
     output_uri: str
     client_token: str | None = None
+    actor: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +254,22 @@ class Staged:
     length: int
     """Of the whole spool frame, header included."""
     origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """One instance that was acknowledged and could not be imported, kept as it was received."""
+
+    id: str
+    job: JobId
+    origin: Origin
+    reason: int
+    """FailureReason (0008,1197), e.g. 0xC000."""
+    message: str
+    """What is wrong and how to mend it; without a patient's data."""
+    received_at_ms: int
+    length: int
+    """Of its bytes as received."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,9 @@ PIXEL_DATA = 0x7FE00010
 FLOAT_PIXEL_DATA = 0x7FE00008
 DOUBLE_FLOAT_PIXEL_DATA = 0x7FE00009
 
+THUMBNAIL_SIDE = 128
+"""A thumbnail prefix of a stored frame gives an image whose longer side has at least so many pixels."""
+
 
 @dataclass(frozen=True, slots=True)
 class PixelFormat:

@@ -9,6 +9,7 @@ decoded, encoded          what a conversion does to Photometric Interpretation a
 
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Final
 
 from .pixels import PixelFormat
 
@@ -207,17 +208,22 @@ def frame_content_type(syntax: str | None) -> str:
     return row.frame_content_type if row else OCTETS
 
 
-def stored_as(syntax: str, format: PixelFormat) -> str | None:
+LOSSLESS: Final = {"HTJ2K": HTJ2K_LOSSLESS_RPCL, "JPEG_2000_LOSSLESS": JPEG_2000_LOSSLESS}
+"""losslessStorageFormat of a data store -> the syntax of what it transcodes. Frames stored in these are our own."""
+
+
+def stored_as(syntax: str, format: PixelFormat, lossless: str = HTJ2K_LOSSLESS_RPCL) -> str | None:
     """The syntax in which import stores these pixels, None for one that is unsupported (healthimaging.md 6.4).
 
-    What HTJ2K cannot carry without a change (one-bit, floating, 64-bit and 4:2:2 samples) stays native.
+    `lossless` is that of the data store. What it cannot carry without a change (one-bit, floating, 64-bit and 4:2:2
+    samples; in JPEG 2000 also 32-bit ones) stays native.
     """
     row = _BY_UID.get(syntax)
     if row is None or row.fate is Fate.UNSUPPORTED:
         return None
     if row.kept:
         return syntax
-    return HTJ2K_LOSSLESS_RPCL if htj2k_holds(decoded(format, syntax)) else EXPLICIT_LE
+    return lossless if holds(decoded(format, syntax), lossless) else EXPLICIT_LE
 
 
 def htj2k_holds(format: PixelFormat) -> bool:
@@ -229,6 +235,23 @@ def htj2k_holds(format: PixelFormat) -> bool:
         and format.samples in (1, 3)
         and not (format.samples == 3 and format.photometric == "YBR_FULL_422")
     )
+
+
+LOSSLESS_OUT = (HTJ2K_LOSSLESS, JPEG_2000_LOSSLESS, JPEG_LS_LOSSLESS, RLE)
+"""The compressed syntaxes that a frame stored without loss can be had in, beside the one that it is stored in."""
+
+_MOST_BITS_ALLOCATED = {JPEG_2000_LOSSLESS: 16, JPEG_LS_LOSSLESS: 16, RLE: 32}
+_MAX_RLE_SEGMENTS = 15
+
+
+def holds(format: PixelFormat, syntax: str) -> bool:
+    """Whether a lossless syntax carries native frames of this format bit for bit (PS3.5 §8.2, A.4).
+
+    One that is not in the table (of a plug-in) is taken to hold what HTJ2K holds.
+    """
+    if not htj2k_holds(format) or format.bits_allocated > _MOST_BITS_ALLOCATED.get(syntax, 32):
+        return False
+    return syntax != RLE or format.samples * format.bits_allocated // 8 <= _MAX_RLE_SEGMENTS
 
 
 def decoded(format: PixelFormat, syntax: str) -> PixelFormat:

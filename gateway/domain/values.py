@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from typing import Any, Final
 
 from pydicom.datadict import get_entry, tag_for_keyword
@@ -38,6 +39,7 @@ class Attribute:
         return bool(self.tag >> 16 & 1)
 
 
+@lru_cache(maxsize=8192)
 def attribute(key: str) -> Attribute | None:
     """The attribute of a keyword or of 8 hexadecimal digits; None for other words, and for tags that no data set has
     (group lengths, command and delimiter elements)."""

@@ -4,15 +4,16 @@ import os
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote
 
+import orjson
 import structlog
 
 from ..awsjson import model, wire
 from ..domain.errors import GatewayError, InvalidInput, TooLarge
-from ..ports import HealthImaging
+from ..ports import HealthImaging, History
 from . import errors
-from .operations import NOT_YET, SERVED, Operations, refuse
+from .operations import PREVIEWED, SERVED, Operations, refuse
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -34,11 +35,20 @@ class HealthImagingApp:
     Of `scope["state"]` it reads `principal` (str, who asks) and `request_id`, both optional, and sets `operation` as
     soon as it is known, for the access log and the metrics. Every answer has `x-amzn-requestid`.
 
-    `region` and `account` make the ARNs. `strict` is for tests: an answer that breaks the model becomes a 500.
+    `region` and `account` make the ARNs. `history` serves `?dryRun=true`, which is ours, of operations in `PREVIEWED`.
+    `strict` is for tests: an answer that breaks the model becomes a 500.
     """
 
-    def __init__(self, backend: HealthImaging, region: str, account: str, *, strict: bool = False) -> None:
-        self._operations = Operations(backend, region, account)
+    def __init__(
+        self,
+        backend: HealthImaging,
+        region: str,
+        account: str,
+        *,
+        history: History | None = None,
+        strict: bool = False,
+    ) -> None:
+        self._operations = Operations(backend, region, account, history)
         self._model = model.load()
         self._strict = strict
 
@@ -80,19 +90,37 @@ class HealthImagingApp:
             return _unknown("The API has no operation with this method and path.")
         operation, labels = matched
         state["operation"] = operation.name
-        if operation.name in NOT_YET or operation.name not in SERVED:
-            return _unknown(f"{operation.name} is not supported yet.")
+        if operation.name not in SERVED:
+            return _unknown(f"{operation.name} is not supported.")
         body = await _read_body(scope, receive)
         try:
             request = wire.decode_request(operation, labels, scope["query_string"].decode("latin-1"), body)
         except wire.Malformed as fault:
             raise InvalidInput(str(fault)) from None
         refuse(operation.name, request)
+        if _is_dry_run(scope):
+            return await self._preview(operation.name, request, state)
         result = await SERVED[operation.name](self._operations, request, state.get("principal"))
         response = wire.encode_response(operation, result, strict=self._strict)
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
         headers.append((b"content-length", str(len(response.body)).encode()))
         return response.status, headers, response.body
+
+    async def _preview(
+        self, name: str, request: dict[str, Any], state: dict[str, Any]
+    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        if name not in PREVIEWED:
+            raise InvalidInput(f"dryRun is possible for {', '.join(PREVIEWED)}, and not for {name}.")
+        body = orjson.dumps(await PREVIEWED[name](self._operations, request, state.get("principal")))
+        return 200, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))], body
+
+
+def _is_dry_run(scope: Scope) -> bool:
+    """Raises InvalidInput for a value that is neither true nor false: it must not be taken for either."""
+    given = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).get("dryRun", ["false"])
+    if given not in (["true"], ["false"]):
+        raise InvalidInput("dryRun is true or false.")
+    return given == ["true"]
 
 
 def _unknown(message: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:

@@ -28,6 +28,7 @@ TABLE: dict[type[errors.GatewayError], tuple[str, int]] = {
     errors.QuotaExceeded: ("ServiceQuotaExceededException", 402),
     errors.Unavailable: UNAVAILABLE,
     errors.OutOfStorage: UNAVAILABLE,
+    errors.Overloaded: UNAVAILABLE,
     errors.Corrupt: INTERNAL,
 }
 """Each kind of error -> (exception name, HTTP status)."""

@@ -7,12 +7,16 @@ import asyncio
 import gzip
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
-from ..domain import edits
+from ..domain import differences, edits
+from ..domain.copies import parse_subset
+from ..domain.edits import MetadataUpdate
 from ..domain.errors import InvalidInput, NotFound
 from ..domain.ids import DatastoreId, FrameId, ImageSetId, JobId
 from ..domain.model import (
+    CopyRequest,
     Datastore,
     DatastoreStatus,
     ImageSet,
@@ -23,25 +27,34 @@ from ..domain.model import (
     JobStatus,
     Page,
     PageRequest,
+    Resource,
 )
 from ..domain.syntaxes import frame_content_type
-from ..ports import HealthImaging
+from ..ports import HealthImaging, History
 from . import criteria
 
 Request = Mapping[str, Any]
 Answer = dict[str, Any]
 
-NOT_YET = frozenset({"CopyImageSet", "TagResource", "UntagResource", "ListTagsForResource"})
-"""Operations of the model that the port has no method for: answered as unknown."""
-
 REFUSED: Mapping[str, frozenset[str]] = {
-    "CreateDatastore": frozenset({"tags", "kmsKeyArn", "lambdaAuthorizerArn"}),
+    "CreateDatastore": frozenset({"kmsKeyArn", "lambdaAuthorizerArn"}),
     "StartDICOMImportJob": frozenset({"importConfiguration"}),
 }
 """Members that would be a false promise if they were taken and not acted on: a request with one is a fault."""
 
 IGNORED: Mapping[str, frozenset[str]] = {"StartDICOMImportJob": frozenset({"inputOwnerAccountId"})}
 """Members without a meaning where buckets have no owners."""
+
+UNTOLD: Mapping[str, frozenset[str]] = {
+    "GetDatastore": frozenset({"datastoreProperties.kmsKeyArn", "datastoreProperties.lambdaAuthorizerArn"}),
+    "GetDICOMImportJob": frozenset({"jobProperties.importConfiguration"}),
+}
+"""Members of answers, by path, that tell of what is refused."""
+
+_RARE: Final = timedelta(days=30)
+"""Without an access for so long, an image set is told to be in the archive tier; here nothing moves."""
+
+_ID = re.compile("[0-9a-z]{32}")
 
 # PostgreSQL's integer, and more versions than anything will have.
 _MAX_VERSION = 2**31 - 1
@@ -54,15 +67,19 @@ class Operations:
     the port. The method of an operation is found through `SERVED`.
     """
 
-    def __init__(self, backend: HealthImaging, region: str, account: str) -> None:
+    def __init__(self, backend: HealthImaging, region: str, account: str, history: History | None = None) -> None:
+        """Previews need a `history`; without one they are refused."""
         self._backend = backend
-        partition = {"cn": "aws-cn", "us-gov": "aws-us-gov"}.get(region.rpartition("-")[0].rpartition("-")[0], "aws")
-        self._arn = f"arn:{partition}:medical-imaging:{region}:{account}:datastore/"
+        self._history = history
+        self._arn = datastore_arn(region, account)
 
     async def create_datastore(self, request: Request, actor: str | None) -> Answer:
         """API: CreateDatastore."""
         store = await self._backend.create_datastore(
-            request.get("datastoreName"), request["clientToken"], request.get("losslessStorageFormat", "HTJ2K")
+            request.get("datastoreName"),
+            request["clientToken"],
+            request.get("losslessStorageFormat", "HTJ2K"),
+            request.get("tags"),
         )
         return {"datastoreId": store.id, "datastoreStatus": store.status}
 
@@ -90,6 +107,7 @@ class Operations:
             input_uri=request["inputS3Uri"],
             output_uri=request["outputS3Uri"],
             client_token=request["clientToken"],
+            actor=actor,
         )
         job = await self._backend.start_import(_datastore(request), asked)
         return {
@@ -127,18 +145,26 @@ class Operations:
     async def get_image_set(self, request: Request, actor: str | None) -> Answer:
         """API: GetImageSet."""
         found = await self._backend.get_image_set(_ref(request))
-        return _version(found) | {
-            "datastoreId": found.datastore,
-            "imageSetWorkflowStatus": found.workflow,
-            "imageSetArn": f"{self._arn}{found.datastore}/imageset/{found.id}",
-        }
+        return (
+            _version(found)
+            | _access(found.accessed_at)
+            | {
+                "datastoreId": found.datastore,
+                "imageSetWorkflowStatus": found.workflow,
+                "imageSetArn": self._set_arn(found),
+            }
+        )
 
     async def list_versions(self, request: Request, actor: str | None) -> Answer:
         """API: ListImageSetVersions. Only here the API writes ImageSetWorkflowStatus with a capital."""
         page: Page[ImageSet] = await self._backend.list_versions(_ref(request), _page(request))
         return {
             "imageSetPropertiesList": [
-                _version(item) | {"ImageSetWorkflowStatus": item.workflow} for item in page.items
+                _version(item)
+                | {"ImageSetWorkflowStatus": item.workflow}
+                # As the service lists it: what was only made, or copied from, has not been updated.
+                | ({"updatedAt": None} if item.version == 1 else {})
+                for item in page.items
             ],
             "nextToken": page.next_token,
         }
@@ -156,18 +182,13 @@ class Operations:
 
     async def update_metadata(self, request: Request, actor: str | None) -> Answer:
         """API: UpdateImageSetMetadata."""
-        asked = request["updateImageSetMetadataUpdates"]
-        changes = asked.get("DICOMUpdates", {})
-        revert_to = asked.get("revertToVersionId")
-        update = edits.parse_update(
-            changes.get("updatableAttributes"),
-            changes.get("removableAttributes"),
-            str(_number(revert_to)) if revert_to else None,
-            force=request.get("force", False),
-            study=request.get("includeStudyImageSets", False),
-            actor=actor,
-        )
-        accepted = await self._backend.update_metadata(_ref(request), _number(request["latestVersionId"]), update)
+        ref = _ref(request)
+        try:
+            update = _update(request, actor)
+        except InvalidInput:
+            await self._backend.get_image_set(ref)  # that it is not there is what is wrong first
+            raise
+        accepted = await self._backend.update_metadata(ref, _number(request["latestVersionId"]), update)
         return {
             "datastoreId": accepted.datastore,
             "imageSetId": accepted.id,
@@ -179,15 +200,81 @@ class Operations:
             "message": _message(accepted.message),
         }
 
+    async def preview_update(self, request: Request, actor: str | None) -> Answer:
+        """What UpdateImageSetMetadata would change, without doing it: a list of differences (`domain.differences`)."""
+        if self._history is None:
+            raise InvalidInput("dryRun is not possible here.")
+        version = _number(request["latestVersionId"])
+        before, after = await self._history.preview(_ref(request), version, _update(request, actor))
+        return {"dryRun": True, "from": version, "to": version + 1, "differences": differences.between(before, after)}
+
+    async def copy(self, request: Request, actor: str | None) -> Answer:
+        """API: CopyImageSet."""
+        asked = request["copyImageSetInformation"]
+        store, source, target = _datastore(request), asked["sourceImageSet"], asked.get("destinationImageSet")
+        subset = source.get("DICOMCopies")
+        done = await self._backend.copy(
+            CopyRequest(
+                source=ImageSetRef(store, ImageSetId(request["sourceImageSetId"]), _number(source["latestVersionId"])),
+                destination=target
+                and ImageSetRef(store, ImageSetId(target["imageSetId"]), _number(target["latestVersionId"])),
+                instances=subset and parse_subset(subset["copiableAttributes"]),
+                force=request.get("force", False),
+                promote=request.get("promoteToPrimary", False),
+                actor=actor,
+            )
+        )
+        return {
+            "datastoreId": store,
+            "sourceImageSetProperties": self._copied(done.source),
+            "destinationImageSetProperties": self._copied(done.destination),
+        }
+
+    def _copied(self, item: ImageSet) -> Answer:
+        return {
+            "imageSetId": item.id,
+            "latestVersionId": str(item.version),
+            "imageSetState": item.state,
+            "imageSetWorkflowStatus": item.workflow,
+            "createdAt": item.created_at,
+            "updatedAt": item.updated_at,
+            "imageSetArn": self._set_arn(item),
+        }
+
+    async def tag(self, request: Request, actor: str | None) -> Answer:
+        """API: TagResource."""
+        await self._backend.tag(self._resource(request), request["tags"])
+        return {}
+
+    async def untag(self, request: Request, actor: str | None) -> Answer:
+        """API: UntagResource."""
+        await self._backend.untag(self._resource(request), request["tagKeys"])
+        return {}
+
+    async def list_tags(self, request: Request, actor: str | None) -> Answer:
+        """API: ListTagsForResource."""
+        return {"tags": dict(await self._backend.tags(self._resource(request)))}
+
+    def _resource(self, request: Request) -> Resource:
+        """What an ARN names, of our region and account. Raises NotFound."""
+        arn = request["resourceArn"]
+        store, is_set, image_set = arn.removeprefix(self._arn).partition("/imageset/")
+        if not arn.startswith(self._arn) or not _ID.fullmatch(store) or (is_set and not _ID.fullmatch(image_set)):
+            raise NotFound("There is no resource with this ARN.")
+        return Resource(DatastoreId(store), ImageSetId(image_set) if is_set else None)
+
     async def delete_image_set(self, request: Request, actor: str | None) -> Answer:
         """API: DeleteImageSet."""
-        deleted = await self._backend.delete(_ref(request))
+        deleted = await self._backend.delete(_ref(request), actor)
         return {
             "datastoreId": deleted.datastore,
             "imageSetId": deleted.id,
             "imageSetState": deleted.state,
             "imageSetWorkflowStatus": deleted.workflow,
         }
+
+    def _set_arn(self, item: ImageSet) -> str:
+        return f"{self._arn}{item.datastore}/imageset/{item.id}"
 
     def _store(self, store: Datastore) -> Answer:
         return {
@@ -214,9 +301,24 @@ SERVED: Mapping[str, Callable[[Operations, Request, str | None], Awaitable[Answe
     "GetImageSetMetadata": Operations.get_metadata,
     "GetImageFrame": Operations.get_frame,
     "UpdateImageSetMetadata": Operations.update_metadata,
+    "CopyImageSet": Operations.copy,
     "DeleteImageSet": Operations.delete_image_set,
+    "TagResource": Operations.tag,
+    "UntagResource": Operations.untag,
+    "ListTagsForResource": Operations.list_tags,
 }
 """Operation name -> the method that serves it."""
+
+PREVIEWED: Mapping[str, Callable[[Operations, Request, str | None], Awaitable[Answer]]] = {
+    "UpdateImageSetMetadata": Operations.preview_update,
+}
+"""Operation name -> the method that serves it with `?dryRun=true`, which is ours."""
+
+
+def datastore_arn(region: str, account: str) -> str:
+    """The ARN of a data store without its id."""
+    partition = {"cn": "aws-cn", "us-gov": "aws-us-gov"}.get(region.rpartition("-")[0].rpartition("-")[0], "aws")
+    return f"arn:{partition}:medical-imaging:{region}:{account}:datastore/"
 
 
 def refuse(operation: str, request: Request) -> None:
@@ -234,6 +336,20 @@ def _ref(request: Request) -> ImageSetRef:
     version = request.get("versionId")
     return ImageSetRef(
         _datastore(request), ImageSetId(request["imageSetId"]), None if version is None else _number(version)
+    )
+
+
+def _update(request: Request, actor: str | None) -> MetadataUpdate:
+    asked = request["updateImageSetMetadataUpdates"]
+    changes = asked.get("DICOMUpdates", {})
+    revert_to = asked.get("revertToVersionId")
+    return edits.parse_update(
+        changes.get("updatableAttributes"),
+        changes.get("removableAttributes"),
+        str(_number(revert_to)) if revert_to else None,
+        force=request.get("force", False),
+        study=request.get("includeStudyImageSets", False),
+        actor=actor,
     )
 
 
@@ -264,8 +380,16 @@ def _version(item: ImageSet) -> Answer:
     }
 
 
+def _access(at: datetime | None) -> Answer:
+    """lastAccessedAt and storageTier."""
+    if at is None:
+        return {}
+    tier = "FREQUENT_ACCESS" if datetime.now(UTC) - at < _RARE else "ARCHIVE_INSTANT_ACCESS"
+    return {"lastAccessedAt": at, "storageTier": tier}
+
+
 def _summary(item: ImageSetSummary) -> Answer:
-    return {
+    return _access(item.accessed_at) | {
         "imageSetId": item.id,
         "version": item.version,
         "createdAt": item.created_at,

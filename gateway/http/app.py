@@ -9,14 +9,29 @@ from .problems import Asgi, Face, Receive, Scope, Send, face_of
 
 
 def build_app(
-    settings: Settings, *, dicomweb: Asgi, healthimaging: Asgi, operations: Asgi, access_log: Callable[..., None]
+    settings: Settings,
+    *,
+    dicomweb: Asgi,
+    healthimaging: Asgi,
+    history: Asgi,
+    operations: Asgi,
+    quarantine: Asgi,
+    access_log: Callable[..., None],
 ) -> Asgi:
     """One ASGI application over the faces, each of which sees the full path.
 
+    `/changes`, `/datastore/{id}/changes` and `/datastore/{id}/imageSet/{id}/diff` are history's,
     `/dicomweb/...` and `/datastore/{id}/{studies,series,instances,conflicts}...` are DICOMweb's, `/livez`, `/readyz`,
-    `/metrics` and `/queue` the operator's, and all else the HealthImaging API's; the Host header routes nothing.
+    `/metrics`, `/queue` and `/quarantine...` the operator's, and all else the HealthImaging API's; the Host header
+    routes nothing.
     """
-    faces = {Face.DICOMWEB: dicomweb, Face.OPERATIONS: operations, Face.API: healthimaging}
+    faces = {
+        Face.DICOMWEB: dicomweb,
+        Face.OPERATIONS: operations,
+        Face.HISTORY: history,
+        Face.QUARANTINE: quarantine,
+        Face.API: healthimaging,
+    }
 
     async def route(scope: Scope, receive: Receive, send: Send) -> None:
         await faces[face_of(scope["path"])](scope, receive, send)

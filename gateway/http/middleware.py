@@ -15,11 +15,11 @@ MAX_TARGET_BYTES: Final = 65_536
 """Of path and query together: long enough for a UID list of a thousand."""
 _MAX_ROUTES: Final = 200
 
-_DICOM_WORDS = {"studies", "series", "instances", "metadata", "frames", "bulkdata", "conflicts"}
+_DICOM_WORDS = {"studies", "series", "instances", "metadata", "frames", "bulkdata", "conflicts", "changes"}
 _API_WORDS = {"datastore", "imageSet", "searchImageSets", "startDICOMImportJob", "getDICOMImportJob"}
 _API_WORDS |= {f"{verb}ImageSet" for verb in ("get", "copy", "delete")} | {"getImageSetMetadata", "getImageFrame"}
-_API_WORDS |= {"updateImageSetMetadata", "listImageSetVersions", "listDICOMImportJobs", "tags"}
-_WORDS = frozenset({"dicomweb", "livez", "readyz", "metrics", "queue"} | _DICOM_WORDS | _API_WORDS)
+_API_WORDS |= {"updateImageSetMetadata", "listImageSetVersions", "listDICOMImportJobs", "tags", "diff"}
+_WORDS = frozenset({"dicomweb", "livez", "readyz", "metrics", "queue", "quarantine"} | _DICOM_WORDS | _API_WORDS)
 
 _TOO_LONG = Refusal(
     414, "uri-too-long", "ValidationException", f"The request's path and query exceed {MAX_TARGET_BYTES} bytes."
@@ -143,8 +143,14 @@ class Edge:
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+# What a script of another origin may read (CORS-03); a page that is isolated may load it too (CORS-04).
+_EXPOSED = (
+    *("Accept-Ranges", "Content-Length", "Content-Location", "Content-Range", "ETag", "Location", "Retry-After"),
+    *("Warning", "x-amzn-RequestId", "x-amzn-ErrorType"),
+)
 _CORS_COMMON = (
-    (b"access-control-expose-headers", b"ETag, Location, Retry-After, Warning, x-amzn-RequestId, x-amzn-ErrorType"),
+    (b"access-control-expose-headers", ", ".join(_EXPOSED).encode()),
+    (b"cross-origin-resource-policy", b"cross-origin"),
 )
 _CORS_ANY = ((b"access-control-allow-origin", b"*"), *_CORS_COMMON)
 

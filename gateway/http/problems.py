@@ -22,6 +22,8 @@ class Face(Enum):
 
     DICOMWEB = "dicomweb"
     OPERATIONS = "operations"
+    HISTORY = "history"
+    QUARANTINE = "quarantine"
     API = "api"
 
 
@@ -34,10 +36,16 @@ def face_of(path: str) -> Face:
     """The face that answers a path; unknown paths are the API's, which has an operation for none of them."""
     if path in OPERATIONS:
         return Face.OPERATIONS
+    if path == "/quarantine" or path.startswith("/quarantine/"):
+        return Face.QUARANTINE
     if path.startswith("/dicomweb/") or path == "/dicomweb":
         return Face.DICOMWEB
+    if path == "/changes":
+        return Face.HISTORY
     if path.startswith("/datastore/"):
-        resource = path.split("/", 4)[3:4]
+        resource = path.split("/")[3:]
+        if resource == ["changes"] or (len(resource) == 3 and resource[0] == "imageSet" and resource[2] == "diff"):
+            return Face.HISTORY
         return Face.DICOMWEB if resource and resource[0] in _RESOURCES else Face.API
     return Face.API
 

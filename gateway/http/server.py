@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn over a socket that is already bound."""
+"""The HTTP server: uvicorn over a socket that is already bound, and without patience for clients that dawdle."""
 
 import asyncio
 import contextlib
@@ -6,10 +6,15 @@ import socket
 from collections.abc import Callable, Generator
 from typing import Final
 
+import structlog
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ..dicomweb.problems import problem
 from ..settings import HttpSettings
 from .problems import Asgi
+
+_log = structlog.get_logger("gateway.http")
 
 KEEP_ALIVE_S: Final = 75
 """Longer than the idle time of the usual proxies in front, which else would send into a closing connection."""
@@ -30,7 +35,7 @@ async def serve(
     """
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=_Connection,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -49,11 +54,91 @@ async def serve(
         await stop.wait()
         server.should_exit = True
 
-    ending = asyncio.create_task(end())
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(min(1.0, settings.patience_s / 4))
+            for connection in tuple(server.server_state.connections):
+                if isinstance(connection, _Connection):
+                    connection.look(settings.patience_s, settings.min_bytes_per_s)
+
+    helpers = [asyncio.create_task(end()), asyncio.create_task(watch())]
     try:
         await server.serve(sockets=[listener])
     finally:
-        ending.cancel()
+        for helper in helpers:
+            helper.cancel()
+
+
+class _Connection(HttpToolsProtocol):
+    """A connection that knows since when it waits for its client.
+
+    Three things are waited for: the head of a request, which has to come whole; its body, at some least speed; and that
+    the client takes what it asked for, some of it now and then. What waits longer than that is closed, so that it holds
+    neither memory nor a place among the requests served at once.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_since = self._body_since = self._taken_at = self.loop.time()
+        self._body_bytes = 0
+        self._unsent = 0
+
+    def data_received(self, data: bytes) -> None:
+        if self.timeout_keep_alive_task is not None:  # the first bytes of the next request
+            self._head_since = self.loop.time()
+        self._body_bytes += len(data)
+        super().data_received(data)
+
+    def resume_writing(self) -> None:
+        self._taken_at = self.loop.time()
+        super().resume_writing()
+
+    def look(self, patience_s: float, min_bytes_per_s: int) -> None:
+        """Closes the connection if its client has dawdled for `patience_s`."""
+        now = self.loop.time()
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == 0 or unsent != self._unsent:
+            self._taken_at = now
+        self._unsent = unsent
+        if now - self._taken_at >= patience_s:
+            _log.warning("client-too-slow", waited_for="answer to be taken")
+            self.transport.abort()
+            return
+        if not self._owes_body():
+            self._body_since, self._body_bytes = now, 0
+        elif now - self._body_since >= patience_s:
+            if self._body_bytes < min_bytes_per_s * (now - self._body_since):
+                self._give_up("body", f"The body comes at less than {min_bytes_per_s} bytes/s (http.min_bytes_per_s).")
+                return
+            self._body_since, self._body_bytes = now, 0
+        if self._owes_head() and now - self._head_since >= patience_s:
+            self._give_up("head", f"The request did not come whole within {patience_s:g} s (http.patience_s).")
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _owes_body(self) -> bool:
+        """Whether the next thing to happen is that the client sends."""
+        return (
+            self._is_answering()
+            and self.cycle.more_body
+            and not self.flow.read_paused
+            and not self.cycle.waiting_for_100_continue
+        )
+
+    def _owes_head(self) -> bool:
+        """Uvicorn itself watches over the time between an answer and the next request, but not over a request that has
+        begun, nor over a client that never asks for anything."""
+        return not self._is_answering() and self.timeout_keep_alive_task is None and not self.transport.is_closing()
+
+    def _give_up(self, what: str, detail: str) -> None:
+        _log.warning("client-too-slow", waited_for=what)
+        if self.cycle is None or not (self.cycle.response_started and self.cycle.more_body):
+            body = problem(408, "request-timeout", detail)
+            head = "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/problem+json\r\n"
+            head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            self.transport.write(head.encode() + body)
+        self.transport.close()
 
 
 class _Server(uvicorn.Server):

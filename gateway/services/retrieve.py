@@ -2,36 +2,60 @@
 
     offers(entry)      the transfer syntaxes that an instance can be had in, the stored one first
     frame, frames      one frame; frames in order, some in flight
-    instances          Part 10 files in order, some in flight, in bounded memory
+    measured           how long each of several Part 10 files will be, before their frames are read
+    instances          Part 10 files in order, neighbours read together, in bounded memory
     pixels, bulk       native Pixel Data piece by piece; any other value
 """
 
 import asyncio
 import re
 import struct
+import zlib
 from array import array
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NamedTuple, TypeVar
 
 from ..domain.encapsulation import pack_bits_frames
 from ..domain.errors import Corrupt, NotAcceptable, NotFound
 from ..domain.header import write_meta
-from ..domain.model import Document, Entry, Selected, Selection
+from ..domain.model import Document, Entry, Frame, Selected, Selection
 from ..domain.pixels import DOUBLE_FLOAT_PIXEL_DATA, FLOAT_PIXEL_DATA, PIXEL_DATA, PixelFormat
-from ..domain.syntaxes import BIG_ENDIAN, EXPLICIT_LE, HTJ2K_LOSSLESS_RPCL, Family, by_uid, decoded
-from ..ports import Codec, Instances
+from ..domain.syntaxes import (
+    BIG_ENDIAN,
+    EXPLICIT_LE,
+    HTJ2K_LOSSLESS,
+    HTJ2K_LOSSLESS_RPCL,
+    JPEG_2000_LOSSLESS,
+    LOSSLESS,
+    LOSSLESS_OUT,
+    Family,
+    by_uid,
+    decoded,
+    encoded,
+    holds,
+)
+from ..ports import Codec, DerivedFrames, Instances
 
 T = TypeVar("T")
 S = TypeVar("S")
 
 FRAMES_AHEAD: Final = 4
 """Frames of one instance that are read and decoded while an earlier one is sent."""
-INSTANCES_AHEAD: Final = 4
-"""Instances whose head and first frame are read while an earlier one is sent."""
+BATCH_INSTANCES: Final = 16
+BATCH_BYTES: Final = 2 << 20
+"""About so much is read at once for the instances of one batch."""
+BATCHES_AHEAD: Final = 2
+"""Batches under way: one is read, and what has to be decoded is, while the one before is sent."""
+MEASURED_INSTANCES: Final = 1000
+MEASURED_BYTES: Final = 16 << 20
+"""Of headers that are held while an answer whose length is known is sent."""
+_HEADER_BYTES: Final = 8 << 10
+"""What a header is taken to have before it is read."""
 
 _UNDECODABLE_WARNINGS: Final = frozenset({0xB100, 0xB120})
 MAX_VALUE_LENGTH: Final = 0xFFFFFFFE
@@ -44,6 +68,19 @@ _SEQUENCE_END: Final = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
 DecodeForeign = Callable[[bytes, str, PixelFormat], bytes]
 
 
+class Envelope(NamedTuple):
+    """A Part 10 file but for its one frame, whose length is known; without pixel data, the whole of it."""
+
+    before: bytes
+    frame_bytes: int
+    after: bytes
+
+    @property
+    def length(self) -> int:
+        """Of the whole file."""
+        return len(self.before) + self.frame_bytes + len(self.after)
+
+
 class Wanted(NamedTuple):
     """One instance, and the transfer syntax that it is to be sent in."""
 
@@ -51,6 +88,8 @@ class Wanted(NamedTuple):
     syntax: str
     or_stored: bool = False
     """Where decoding fails, the stored bytes will do (TS-01)."""
+    envelope: Envelope | None = None
+    """What it was `measured` to be."""
 
 
 @dataclass(slots=True)
@@ -69,7 +108,7 @@ class Retrieve:
     """Reads through the port; decodes trusted frames in the threads of `executor`, and foreign ones supervised.
 
     `decode_foreign` is blocking and raises NotAcceptable for what it cannot decode. `missing` names the transfer
-    syntaxes that no codec at hand decodes.
+    syntaxes that no codec at hand decodes; `derived` keeps what was decoded.
     """
 
     def __init__(
@@ -79,12 +118,14 @@ class Retrieve:
         decode_foreign: DecodeForeign,
         executor: Executor,
         missing: frozenset[str] = frozenset(),
+        derived: DerivedFrames | None = None,
     ) -> None:
         self._instances = instances
         self._codec = codec
         self._decode_foreign = decode_foreign
         self._executor = executor
         self._missing = missing
+        self._derived = derived
 
     async def select(self, selection: Selection) -> Selected:
         """The instances meant. Raises NotFound, Gone, InvalidInput."""
@@ -127,24 +168,37 @@ class Retrieve:
             or stored in self._missing
         ):
             return (stored,)
-        if entry.format.frame_bytes * entry.frames > MAX_VALUE_LENGTH:
-            return (stored,)
-        return (stored, EXPLICIT_LE)
+        native = () if entry.format.frame_bytes * entry.frames > MAX_VALUE_LENGTH else (EXPLICIT_LE,)
+        return (stored, *native, *_lossless_offers(entry))
 
     async def frame(self, entry: Entry, index: int, target: str) -> bytes:
         """Frame `index`, from 0, in one of its `offers`. Raises NotFound, NotAcceptable, Corrupt."""
+        kept = self._kept(entry, index, target, wait=False)
+        if kept is not None:
+            return kept
         frame = await self._instances.frame(entry, index)
-        if frame.syntax == target:
+        if _is_already(frame, target):
             return frame.data
-        if entry.format is None:
-            raise NotAcceptable(f"The frames are stored as {frame.syntax}; ask for transfer-syntax=*.")
         loop = asyncio.get_running_loop()
-        if frame.syntax == EXPLICIT_LE and target == entry.stored_syntax:  # still waits for its encoding
-            return await loop.run_in_executor(self._executor, self._codec.encode, frame.data, entry.format, target)
-        if target != EXPLICIT_LE:
+        return await loop.run_in_executor(self._executor, self._convert, entry, index, frame, target)
+
+    def _convert(self, entry: Entry, index: int, frame: Frame, target: str) -> bytes:
+        """A stored frame in another syntax, kept for the next who asks. *Blocking.*"""
+        format = entry.format
+        if format is not None and frame.syntax == EXPLICIT_LE and target in (entry.stored_syntax, HTJ2K_LOSSLESS):
+            return self._codec.encode(frame.data, format, target)  # still waits for its encoding
+        if format is None or target not in (EXPLICIT_LE, *_lossless_offers(entry)):
             raise NotAcceptable(f"The frames are stored as {frame.syntax}; ask for transfer-syntax=*.")
-        decode = self._codec.decode if frame.syntax == HTJ2K_LOSSLESS_RPCL else self._decode_foreign
-        return await loop.run_in_executor(self._executor, decode, frame.data, frame.syntax, entry.format)
+        kept = self._kept(entry, index, target)  # perhaps by now, or not in memory before
+        if kept is not None:
+            return kept
+        decode = self._codec.decode if frame.syntax in _TRUSTED else self._decode_foreign
+        made = decode(frame.data, frame.syntax, format)
+        if target != EXPLICIT_LE:
+            made = self._codec.encode(made, format, target)
+        if self._derived is not None:
+            self._derived.put(*_derived_name(entry, index, target), made)
+        return made
 
     def frames(self, entry: Entry, indexes: Iterable[int], target: str) -> AsyncGenerator[bytes]:
         """Frames in the order of `indexes`, some in flight."""
@@ -164,40 +218,126 @@ class Retrieve:
         value = await self._instances.pixel_data(entry)
         return value.syntax, value.data
 
-    def instances(self, wanted: Sequence[Wanted]) -> AsyncGenerator[Opened]:
-        """Part 10 files in order (WADO-02). Each is to be read to its end before the next is asked for.
+    async def measured(self, wanted: Sequence[Wanted]) -> Sequence[Wanted] | None:
+        """The same, each with its envelope; None where one cannot be known, or their headers are too many to hold.
 
-        Raises NotAcceptable, Corrupt.
+        Nothing is known beforehand of many frames, of single bits, of frames that cannot be told apart or that still
+        wait for their encoding, nor of those that may come as stored for want of a decoder. Raises Corrupt.
         """
-        return in_order(wanted, self._open, INSTANCES_AHEAD)
+        if len(wanted) > MEASURED_INSTANCES or not all(map(_is_measurable, wanted)):
+            return None
+        return await asyncio.get_running_loop().run_in_executor(None, self._measure, wanted)
+
+    def _measure(self, wanted: Sequence[Wanted]) -> Sequence[Wanted] | None:
+        """*Blocking.*"""
+        as_they_are = [each.entry for each in wanted if each.entry.frames and not _is_decoded(each)]
+        stored = iter(self._instances.first_lengths(as_they_are) if as_they_are else ())
+        lengths = []
+        for each in wanted:
+            if not each.entry.frames:
+                lengths.append(0)
+            elif _is_decoded(each):
+                lengths.append(_decoded_bytes(each.entry))
+            else:
+                syntax, length = next(stored)
+                if syntax != each.syntax:
+                    return None
+                lengths.append(length)
+        measured: list[Wanted] = []
+        left = MEASURED_BYTES
+        for start in range(0, len(wanted), BATCH_INSTANCES):
+            some = wanted[start : start + BATCH_INSTANCES]
+            for each, (before, after) in zip(some, self._instances.heads([each.entry for each in some]), strict=True):
+                envelope = _envelope(each.entry, each.syntax, lengths[len(measured)], b"", before, after)
+                left -= len(before) + len(after)
+                if left < 0:
+                    return None
+                measured.append(each._replace(envelope=envelope))
+        return measured
+
+    def instances(self, wanted: Sequence[Wanted]) -> AsyncGenerator[Sequence[Opened]]:
+        """Part 10 files in order (WADO-02), neighbours that were read together at once.
+
+        Each is to be read to its end before the next batch is asked for. Raises NotAcceptable, and Corrupt also for
+        a file that is not what it was measured to be.
+        """
+        return in_order(_batches(wanted), self._open_batch, BATCHES_AHEAD)
+
+    async def _open_batch(self, batch: Sequence[Wanted]) -> Sequence[Opened]:
+        if len(batch) == 1 and not _fits_a_batch(batch[0].entry):
+            return [await self._open(batch[0])]
+        return await asyncio.get_running_loop().run_in_executor(None, self._read_batch, batch)
+
+    def _read_batch(self, batch: Sequence[Wanted]) -> Sequence[Opened]:
+        """Whole files of instances with one frame at most. *Blocking.*
+
+        One thread does all but the decoding: tasks and hand-overs for each instance cost more than its bytes.
+        """
+        heads = iter(self._instances.heads([wanted.entry for wanted in batch if wanted.envelope is None]))
+        frames = self._only_frames([wanted for wanted in batch if wanted.entry.frames])
+        files = []
+        for wanted in batch:
+            syntax, frame = next(frames) if wanted.entry.frames else (wanted.syntax, b"")
+            envelope = wanted.envelope
+            if envelope is None:
+                envelope = _envelope(wanted.entry, syntax, len(frame), frame, *next(heads))
+            elif (syntax, len(frame)) != (wanted.syntax, envelope.frame_bytes):
+                raise Corrupt("A frame does not have the length that its format or its frame table tells.")
+            files.append(Opened(syntax, [envelope.before, frame, envelope.after], None, envelope.length))
+        return files
+
+    def _only_frames(self, batch: Sequence[Wanted]) -> Iterator[tuple[str, bytes]]:
+        """The frame of each, and the syntax that it came to be in. *Blocking.*"""
+        kept = [self._kept(wanted.entry, 0, wanted.syntax) for wanted in batch]
+        missed = [wanted for wanted, data in zip(batch, kept, strict=True) if data is None]
+        stored = self._instances.first_frames([wanted.entry for wanted in missed])
+        converting = [
+            None if _is_already(frame, target) else self._executor.submit(self._convert, entry, 0, frame, target)
+            for (entry, target, *_), frame in zip(missed, stored, strict=True)
+        ]
+        read = zip(missed, stored, converting, strict=True)
+        for wanted, data in zip(batch, kept, strict=True):
+            if data is not None:
+                yield wanted.syntax, data
+                continue
+            (entry, target, or_stored, _), frame, conversion = next(read)
+            try:
+                yield target, frame.data if conversion is None else conversion.result()
+            except NotAcceptable:
+                if not or_stored or entry.stored_syntax is None:
+                    raise
+                is_ready = frame.syntax == entry.stored_syntax
+                data = frame.data if is_ready else self._convert(entry, 0, frame, entry.stored_syntax)
+                yield entry.stored_syntax, data
+
+    def _kept(self, entry: Entry, index: int, target: str, *, wait: bool = True) -> bytes | None:
+        """A frame that was converted before. *Blocking* for the time of a disk, unless told not to `wait`."""
+        if self._derived is None or target in (entry.stored_syntax, HTJ2K_LOSSLESS):
+            return None
+        return self._derived.get(*_derived_name(entry, index, target), wait=wait)
 
     async def _open(self, wanted: Wanted) -> Opened:
-        entry, target, or_stored = wanted
+        """An instance of many frames, of one large one, or whose frames cannot be told apart."""
+        entry, target, or_stored, _ = wanted
         before, after = await self._instances.head(entry)
-        if entry.stored_syntax is None:
-            return _whole(entry, EXPLICIT_LE, before, after)
         if entry.format is None or not entry.frames:
             return await self._open_unframed(entry, before, after)
         try:
             first = await self.frame(entry, 0, target)
         except NotAcceptable:
-            if not or_stored:
+            if not or_stored or entry.stored_syntax is None:
                 raise
             target = entry.stored_syntax
             first = await self.frame(entry, 0, target)
+        if entry.frames == 1:
+            envelope = _envelope(entry, target, len(first), first, before, after)
+            return Opened(target, [envelope.before, first, envelope.after], None, envelope.length)
         before = patched(before, _adjustments(entry, target, first))
         if target != EXPLICIT_LE:
             # An empty Basic Offset Table: it would need the length of every frame before the first is sent.
-            start = [before, _element_head(PIXEL_DATA, "OB", None), _item(b""), _item(first)]
-            end = _SEQUENCE_END + after
-            if entry.frames == 1:
-                return _whole(entry, target, *start, end)
-            start.insert(0, _meta(entry, target))
-            return Opened(target, start, self._encapsulated_rest(entry, target, end), None)
+            start = [_meta(entry, target), before, _element_head(PIXEL_DATA, "OB", None), _item(b""), _item(first)]
+            return Opened(target, start, self._encapsulated_rest(entry, target, _SEQUENCE_END + after), None)
         tag, vr = _native_element(entry.format)
-        if entry.frames == 1:
-            pad = len(first) % 2
-            return _whole(entry, target, before, _element_head(tag, vr, len(first) + pad), first, b"\0" * pad, after)
         shared = entry.format.frame_bits % 8  # frames of single bits share bytes
         length = (entry.format.frame_bits * entry.frames + 7) // 8 if shared else len(first) * entry.frames
         if length > MAX_VALUE_LENGTH:
@@ -259,18 +399,99 @@ async def in_order(items: Iterable[S], make: Callable[[S], Awaitable[T]], ahead:
         await asyncio.gather(*under_way, return_exceptions=True)
 
 
+def _fits_a_batch(entry: Entry) -> bool:
+    """Whether it is one piece of bounded size: without pixel data, or of one frame."""
+    if entry.stored_syntax is None:
+        return True
+    return entry.frames == 1 and entry.format is not None and entry.format.frame_bytes <= BATCH_BYTES
+
+
+def _is_measurable(wanted: Wanted) -> bool:
+    """Whether its length can be known before its frame is read: neither header nor syntax depends on that."""
+    entry = wanted.entry
+    if entry.stored_syntax is None:
+        return True
+    if not _fits_a_batch(entry) or entry.format is None:
+        return False
+    if wanted.syntax in _TRANSFORMING and entry.format.samples > 1:
+        return False  # the header says what the codestream does
+    is_ours = entry.stored_syntax == HTJ2K_LOSSLESS_RPCL != entry.received_syntax
+    return entry.format.bits_allocated % 8 == 0 and (is_ours or not wanted.or_stored)
+
+
+def _is_decoded(wanted: Wanted) -> bool:
+    return wanted.syntax == EXPLICIT_LE != wanted.entry.stored_syntax
+
+
+def _decoded_bytes(entry: Entry) -> int:
+    """Of one frame in Explicit VR LE."""
+    assert entry.format is not None
+    return decoded(entry.format, entry.received_syntax).frame_bytes
+
+
+def _batches(wanted: Iterable[Wanted]) -> Iterator[Sequence[Wanted]]:
+    """Neighbours to be read together; an instance that does not fit is alone."""
+    batch: list[Wanted] = []
+    size = 0
+    for each in wanted:
+        fits = _fits_a_batch(each.entry)
+        length = _HEADER_BYTES
+        if fits and each.entry.format is not None:
+            # Lossless compression is about 3 to 1; nothing depends on it but the size of a batch.
+            length += each.entry.format.frame_bytes // (1 if each.syntax == EXPLICIT_LE else 3)
+        if batch and (not fits or size >= BATCH_BYTES or len(batch) == BATCH_INSTANCES):
+            yield batch
+            batch, size = [], 0
+        if fits:
+            batch.append(each)
+            size += length
+        else:
+            yield [each]
+    if batch:
+        yield batch
+
+
+def _derived_name(entry: Entry, index: int, target: str) -> tuple[str, str, int]:
+    """What a derived frame is kept under: where frames are kept as they came, the format says what they decode to."""
+    return entry.digest, _form(entry.format, target), index
+
+
+@lru_cache(maxsize=4096)
+def _form(format: PixelFormat | None, target: str) -> str:
+    return f"{target}-{zlib.crc32(repr(format).encode()):08x}"
+
+
 def _whole(entry: Entry, syntax: str, *data_set: bytes) -> Opened:
-    file = b"".join((_meta(entry, syntax), *data_set))
-    return Opened(syntax, [file], None, len(file))
+    pieces = [_meta(entry, syntax), *data_set]
+    return Opened(syntax, pieces, None, sum(map(len, pieces)))
+
+
+def _envelope(entry: Entry, target: str, frame_bytes: int, frame: bytes, before: bytes, after: bytes) -> Envelope:
+    """What goes around one frame, or none; of `frame` itself only the codestream of colour in HTJ2K is looked at."""
+    if not entry.frames:
+        return Envelope(b"".join((_meta(entry, target), before, after)), 0, b"")
+    assert entry.format is not None
+    pad = b"\0" * (frame_bytes % 2)
+    size = frame_bytes + len(pad)
+    if target == EXPLICIT_LE:
+        head, end = _element_head(*_native_element(entry.format), size), b""
+    else:
+        head, end = _element_head(PIXEL_DATA, "OB", None) + _item(b"") + _item_head(size), _SEQUENCE_END
+    before = b"".join((_meta(entry, target), patched(before, _adjustments(entry, target, frame)), head))
+    return Envelope(before, frame_bytes, pad + end + after)
 
 
 def _meta(entry: Entry, syntax: str) -> bytes:
     return write_meta(entry.sop_class, entry.sop_uid, syntax)
 
 
+def _item_head(length: int) -> bytes:
+    return struct.pack("<HHL", 0xFFFE, 0xE000, length)
+
+
 def _item(frame: bytes) -> bytes:
     pad = len(frame) % 2
-    return b"".join((struct.pack("<HHL", 0xFFFE, 0xE000, len(frame) + pad), frame, b"\0" * pad))
+    return b"".join((_item_head(len(frame) + pad), frame, b"\0" * pad))
 
 
 def _element_head(tag: int, vr: str, length: int | None) -> bytes:
@@ -289,16 +510,33 @@ def _adjustments(entry: Entry, target: str, first: bytes) -> Mapping[int, bytes 
     """What the header must say of the pixels that go out with it (TS-11): tag -> value, None to leave it out."""
     if entry.format is None or entry.format.samples == 1:
         return {}
-    if target == entry.stored_syntax and target not in (EXPLICIT_LE, HTJ2K_LOSSLESS_RPCL):
+    if target == entry.stored_syntax and target not in (EXPLICIT_LE, *LOSSLESS.values()):
         return {}  # as received
-    native = decoded(entry.format, entry.received_syntax)
-    photometric = native.photometric
-    if target == HTJ2K_LOSSLESS_RPCL and photometric == "RGB" and component_transform(first):
-        photometric = "YBR_RCT"
+    sent = decoded(entry.format, entry.received_syntax)
+    if target in _TRANSFORMING and sent.photometric == "RGB" and component_transform(first):
+        sent = encoded(sent, target)
     return {
-        _PHOTOMETRIC: photometric.encode() + b" " * (len(photometric) % 2),
-        _PLANAR: struct.pack("<H", native.planar),
+        _PHOTOMETRIC: sent.photometric.encode() + b" " * (len(sent.photometric) % 2),
+        _PLANAR: struct.pack("<H", sent.planar),
     }
+
+
+_TRUSTED: Final = frozenset({EXPLICIT_LE, *LOSSLESS.values()})
+"""What frames are in that the import has checked or made."""
+_TRANSFORMING: Final = (HTJ2K_LOSSLESS_RPCL, HTJ2K_LOSSLESS, JPEG_2000_LOSSLESS)
+
+
+def _is_already(frame: Frame, target: str) -> bool:
+    """Whether a stored frame can go out as it is: HTJ2K with RPCL options is HTJ2K, too (PS3.5 §10.18)."""
+    return frame.syntax == target or (frame.syntax, target) == (HTJ2K_LOSSLESS_RPCL, HTJ2K_LOSSLESS)
+
+
+def _lossless_offers(entry: Entry) -> tuple[str, ...]:
+    """The compressed syntaxes that frames stored without loss are encoded to; a lossy codestream never is (TS-05)."""
+    format = entry.format
+    if format is None or entry.stored_syntax not in LOSSLESS.values():
+        return ()
+    return tuple(syntax for syntax in LOSSLESS_OUT if syntax != entry.stored_syntax and holds(format, syntax))
 
 
 def component_transform(codestream: bytes) -> bool:
@@ -326,7 +564,8 @@ def patched(before: bytes, changes: Mapping[int, bytes | None]) -> bytes:
     Raises Corrupt for bytes that are no data set.
     """
     changes = dict(changes)
-    if any(mark in before for mark in _TABLE_MARKS):
+    # One byte is found many times faster than several, and most headers lack even that one.
+    if b"\x7f" in before and any(mark in before for mark in _TABLE_MARKS):
         changes |= dict.fromkeys(_OFFSET_TABLES)
     if not changes:
         return before

@@ -7,7 +7,7 @@ from typing import Final
 
 from ..domain.errors import Unavailable
 from ..domain.ids import DatastoreId
-from ..domain.model import JobStatus, Origin, Outcome, Staged
+from ..domain.model import Origin, Outcome, Staged
 from ..ports import Buffer, Intake, Sink, Staging
 
 CANNOT_UNDERSTAND: Final = 0xC000
@@ -44,9 +44,10 @@ class Store:
     ) -> list[Outcome]:
         """One outcome for each part, in order.
 
-        What `parts` raises leaves nothing behind. Raises OutOfStorage, and Unavailable when the import has not ended
-        in time: the instances are then safe and will be imported, and sending them again does no harm.
+        What `parts` raises leaves nothing behind. Raises OutOfStorage, Overloaded, and Unavailable when the import has
+        not ended in time: the instances are then safe and will be imported, and sending them again does no harm.
         """
+        self._staging.admit()
         outcomes: list[Outcome | None] = []
         sinks: list[Sink] = []
         staged: list[Staged] = []
@@ -78,15 +79,14 @@ class Store:
                 sink.abort()
             raise
         if staged:
-            job = await self._intake.submit(datastore, staged)
-            result = await self._intake.result(job, self._timeout_s)
-            if result is None:
+            imported = await self._intake.imported(datastore, staged, self._timeout_s)
+            if imported is None:
                 await asyncio.to_thread(self._staging.sync)  # the import has not made them durable yet
                 raise Unavailable(
                     f"The instances are safe, but their import did not end within {self._timeout_s:g} s. "
                     "Send them again later: what is stored by then counts as success."
                 )
-            answers = iter(map(_not_imported, staged) if result.job.status is JobStatus.FAILED else result.outcomes)
+            answers = iter(imported or map(_not_imported, staged))
             outcomes = [next(answers) if outcome is None else outcome for outcome in outcomes]
         return [outcome for outcome in outcomes if outcome is not None]
 

@@ -10,7 +10,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,10 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+from adapters.blobs.buckets import FolderBuckets
+from adapters.blobs.derived import DerivedFolder
 from adapters.blobs.folder import FolderBlobs
+from adapters.blobs.quarantine import QuarantineFolder
 from adapters.blobs.spool import Spool
 from adapters.codecs.decoding import DecodePool
 from adapters.codecs.registry import Codecs
@@ -29,6 +32,8 @@ from adapters.sql.database import Database
 from gateway.domain.edits import parse_update
 from gateway.domain.ids import DatastoreId, ImageSetId
 from gateway.domain.model import (
+    CopyRequest,
+    CopyResult,
     Document,
     ImageSet,
     ImageSetRef,
@@ -100,7 +105,7 @@ class Store:
         """Runs what waits, until nothing does."""
         deadline = time.monotonic() + timeout_s
         while True:
-            done = self.worker.worker._work()
+            done = self.work_once()
             if not done and not self.rows("SELECT 1 FROM work WHERE state='waiting' LIMIT 1"):
                 return
             assert time.monotonic() < deadline, self.rows("SELECT kind, state, attempts, error FROM work")
@@ -108,7 +113,8 @@ class Store:
                 time.sleep(0.01)  # what waits has a time before which it may not run
 
     def work_once(self) -> bool:
-        return self.worker.worker._work()
+        worked = self.worker.worker._work()
+        return self.worker.worker.importer.work() or worked
 
     def encode(self) -> None:
         while self.worker.worker.encoder._encode_some():
@@ -191,6 +197,30 @@ class Store:
         assert made.state == ImageSetState.ACTIVE
         return made
 
+    def accept_copy(
+        self,
+        source: tuple[ImageSetId | None, int],
+        destination: tuple[ImageSetId | None, int] | None = None,
+        **more: Any,
+    ) -> CopyResult:
+        """Asks for a copy, both image sets given with their versions; `work` carries it out."""
+        target = destination and self.ref(*destination)
+        return self.do(self.web.backend.copy(CopyRequest(self.ref(*source), target, **more)))
+
+    def copy(
+        self,
+        source: tuple[ImageSetId | None, int],
+        destination: tuple[ImageSetId | None, int] | None = None,
+        **more: Any,
+    ) -> ImageSet:
+        """A copy, carried out: its destination."""
+        accepted = self.accept_copy(source, destination, **more)
+        self.work()
+        assert self.image_set(source[0]).state == ImageSetState.ACTIVE
+        made = self.image_set(accepted.destination.id)
+        assert made.state == ImageSetState.ACTIVE
+        return made
+
     def delete(self, image_set: ImageSetId | None) -> None:
         self.do(self.web.backend.delete(self.ref(image_set)))
         self.work()
@@ -233,17 +263,28 @@ class Store:
         return {summary.id: summary for summary in page.items}
 
 
-def open_process(data: Path, url: str, role: str, decoder: DecodePool, resent: Resent = "version") -> Embedded:
+def open_process(
+    data: Path,
+    url: str,
+    role: str,
+    decoder: DecodePool,
+    resent: Resent = "version",
+    webhook: Callable[[bytes], None] | None = None,
+) -> Embedded:
     return open_embedded(
         data=data,
         role=role,
         database=Database(url),
         blobs=FolderBlobs(data),
+        derived=DerivedFolder(data / "cache", 1 << 30),
         spool=Spool(data, role),
+        quarantine=QuarantineFolder(data),
         codec=Codecs(),
         decoder=decoder,
         metrics=Unmeasured(),
         resent=resent,
+        buckets=FolderBuckets(data / "s3"),
+        webhook=webhook,
     )
 
 

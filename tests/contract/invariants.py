@@ -1,16 +1,14 @@
 """What must hold of an embedded store at any quiet moment (datamodel.md 3), read from its tables."""
 
 import itertools
-import json
 from collections import defaultdict
 from typing import Any
 
 import sqlalchemy as sa
 
-from adapters.embedded.publishing import load_state, shown_attributes
+from adapters.embedded.rebuilding import published
 from adapters.sql import index
 from adapters.sql import tables as t
-from gateway.domain.ids import DatastoreId
 from tests.contract.embedded import Store
 
 
@@ -137,53 +135,12 @@ def check_rebuild(store: Store) -> None:
         transaction = connection.begin()
         try:
             before = _derived(connection)
-            index.rebuild(connection, list(_published(connection)))
+            index.rebuild(connection, list(published(connection)))
             after = _derived(connection)
         finally:
             transaction.rollback()
     for table in before:
         assert after[table] == before[table], f"{table} is not what a rebuild makes"
-
-
-def _published(connection: sa.Connection) -> Any:
-    """(seq, SetRow or the pk of a deleted image set) in order: what `index.rebuild` takes."""
-    stores = dict(connection.execute(sa.select(t.datastore.c.pk, t.datastore.c.id)).all())
-    v = t.version
-    for change in connection.execute(sa.select(t.change).order_by(t.change.c.datastore_pk, t.change.c.seq)).all():
-        if change.kind == "delete":
-            yield change.seq, change.image_set_pk
-            continue
-        state = load_state(connection, change.image_set_pk, DatastoreId(stores[change.datastore_pk]))
-        row = connection.execute(
-            sa.select(v).where(v.c.image_set_pk == change.image_set_pk, v.c.version == change.version)
-        ).one()
-        state.levels = _json(connection, row.levels_doc)
-        state.overlay = type(state.overlay).from_json(_body(connection, row.overlay_doc) or b"{}")
-        state.searchable = None
-        yield (
-            change.seq,
-            index.SetRow(
-                image_set_pk=state.pk,
-                datastore_pk=state.datastore_pk,
-                is_primary=state.is_primary,
-                study_uid=row.study_uid,
-                series_uid=row.series_uid,
-                attributes=shown_attributes(state),
-                n_instances=row.n_instances,
-                created_at=state.created_at,
-                updated_at=row.at,
-            ),
-        )
-
-
-def _json(connection: sa.Connection, pk: int) -> Any:
-    return json.loads(_body(connection, pk) or b"{}")
-
-
-def _body(connection: sa.Connection, pk: int | None) -> bytes | None:
-    if pk is None:
-        return None
-    return bytes(connection.execute(sa.select(t.doc.c.body).where(t.doc.c.pk == pk)).scalar_one())
 
 
 def _derived(connection: sa.Connection) -> dict[str, list[tuple[Any, ...]]]:

@@ -233,7 +233,7 @@ def test_an_import_waits_for_a_locked_set_and_then_succeeds(store: Store) -> Non
     assert store.work_once()
     assert store.do(store.web.backend.result(job, 0)) is None
     assert store.rows("SELECT attempts FROM work WHERE kind='import'") == [(0,)]
-    store.worker.worker.mutations.run(held[0])
+    store.worker.worker.operations[held[0].kind].run(held[0])
     store.work()
     (second,) = store.outcomes(job)
     assert (second.version, second.image_set) == (3, first.image_set)
@@ -247,7 +247,7 @@ def test_an_import_of_another_series_waits_for_an_edit_of_its_study(store: Store
     held = store.worker.worker.queue.lease(("update",), 1)
     job = store.submit(instance(STUDY, uid(1, 2), uid(1, 2, 1)))
     store.work_once()
-    store.worker.worker.mutations.run(held[0])
+    store.worker.worker.operations[held[0].kind].run(held[0])
     store.work()
     (late,) = store.outcomes(job)
     assert late.is_primary is False

@@ -3,7 +3,9 @@
 import gzip
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
@@ -15,11 +17,14 @@ from numpy.typing import NDArray
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
+from adapters.blobs.derived import DerivedFolder
+from adapters.codecs.decoding import DecodePool
 from adapters.codecs.registry import Codecs
 from gateway.domain.errors import Conflict, Corrupt, Gone, InvalidInput, NotAcceptable, NotFound
 from gateway.domain.ids import FrameId, ImageSetId
 from gateway.domain.model import Entry, Selection
-from gateway.domain.pixels import PixelFormat
+from gateway.domain.pixels import THUMBNAIL_SIDE, PixelFormat
+from gateway.services.retrieve import Retrieve, Wanted
 from tests.contract.embedded import BASE, Store, value
 from tests.makers import data_set, instance, part10, pixels, uid
 
@@ -290,7 +295,7 @@ def test_frames_are_equal_before_and_after_encoding(store: Store) -> None:
     image = pixels(1, frames=3)
     (first,) = store.put(instance(STUDY, SERIES, uid(1, 1, 1), image))
     ids = _frame_ids(store, first.image_set)
-    raw = [store.do(store.web.backend.get_frame(store.ref(first.image_set), frame)) for frame in ids]
+    raw = [store.do(store.web.backend.get_frame(store.ref(first.image_set), each)) for each in ids]
     (entry,) = store.select(STUDY).entries
     assert store.do(store.web.backend.frame(entry, 1)).syntax == NATIVE
     before = [frame(store, entry, k) for k in range(3)]
@@ -303,6 +308,28 @@ def test_frames_are_equal_before_and_after_encoding(store: Store) -> None:
         again = store.do(store.web.backend.get_frame(store.ref(first.image_set), ids[k]))
         assert (again.syntax, raw[k].syntax) == (HTJ2K, HTJ2K)
         assert (again.data, again.crc32, again.id) == (raw[k].data, raw[k].crc32, ids[k])
+
+
+def test_the_start_of_an_encoded_frame_shows_it_small(store: Store) -> None:
+    image = (np.add.outer(np.arange(400), np.arange(300)) + pixels(1, 1, 400, 300)[0] % 16).astype(np.uint16)
+    store.put(instance(STUDY, SERIES, uid(1, 1, 1), image, BitsStored=12, HighBit=11))
+    (entry,) = store.select(STUDY).entries
+    assert store.do(store.web.backend.frame_start(entry, 0)) is None  # native: it has no low resolution
+    store.encode()
+    start, whole = (store.do(read(entry, 0)) for read in (store.web.backend.frame_start, store.web.backend.frame))
+    assert start is not None
+    assert entry.format is not None
+    assert start.syntax == HTJ2K
+    assert whole.data.startswith(start.data)
+    assert len(start.data) < len(whole.data) / 2
+    native, small = Codecs().reduced(start.data, entry.format, THUMBNAIL_SIDE)
+    assert (small.rows, small.columns) == (200, 150)
+    assert np.abs(np.frombuffer(native, np.uint16).reshape(200, 150).astype(int) - image[::2, ::2]).max() <= 24
+    with pytest.raises(NotFound):
+        store.do(store.web.backend.frame_start(entry, 1))
+    store.put(instance(STUDY, SERIES, uid(1, 1, 2), image[:100, :100], InstanceNumber=2))
+    store.encode()
+    assert store.do(store.web.backend.frame_start(store.select(STUDY).entries[-1], 0)) is None  # small as it is
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16])
@@ -472,3 +499,103 @@ def test_a_missing_pack_is_corrupt(own_store: Store) -> None:
         store.do(store.web.backend.head(entry))
     with pytest.raises(Corrupt):
         store.document(first.image_set)
+
+
+# ---------------------------------------------------------------- many at once, and what is derived
+
+
+def test_several_at_once_are_what_each_is_alone(store: Store) -> None:
+    """Raw and encoded, edited and not, in packs of their own: in the order asked for."""
+    for number in (1, 2, 3):
+        store.put(slice_(number))
+    store.encode()
+    (last,) = store.put(slice_(4), source="stow")
+    image_set = store.image_set(last.image_set)
+    store.edit(last.image_set, image_set.version, {"Patient": {"DICOM": {"PatientName": "Xoe^Jane"}}})
+    backend = store.web.backend
+    entries = list(store.select(STUDY).entries)
+    assert len(entries) == 4
+    for asked in (entries, entries[::-1], [*entries, entries[0]], entries[2:3], []):
+        assert backend.heads(asked) == [store.do(backend.head(entry)) for entry in asked]
+        frames = backend.first_frames(asked)
+        assert frames == [store.do(backend.frame(entry, 0)) for entry in asked]
+        assert backend.first_lengths(asked) == [(frame.syntax, len(frame.data)) for frame in frames]
+    assert {frame.syntax for frame in backend.first_frames(entries)} == {HTJ2K, NATIVE}
+    assert b"Xoe^Jane" in backend.heads(entries)[0][0]
+
+
+async def _files(retrieve: Retrieve, wanted: Sequence[Wanted]) -> list[bytes]:
+    async with aclosing(retrieve.instances(wanted)) as batches:
+        return [b"".join(file.start) async for batch in batches for file in batch]
+
+
+def test_a_file_is_what_it_was_measured_to_be(store: Store, decoder: DecodePool) -> None:
+    """Edited and not, frames as stored and decoded; a frame that waits for its encoding has no length as encoded."""
+    for number in (1, 2, 3):
+        (last,) = store.put(slice_(number))
+    image_set = store.image_set(last.image_set)
+    store.edit(last.image_set, image_set.version, {"Patient": {"DICOM": {"PatientName": "Xoe^Jane^Much longer"}}})
+    with ThreadPoolExecutor(2) as threads:
+        retrieve = Retrieve(store.web.backend, Codecs(), decoder.decode, threads)
+
+        def asked(syntax: str) -> list[Wanted]:
+            return [Wanted(entry, syntax) for entry in store.select(STUDY).entries]
+
+        assert store.do(retrieve.measured(asked(HTJ2K))) is None
+        waiting = store.do(retrieve.measured(asked(NATIVE)))
+        store.encode()
+        for measured in (
+            waiting,  # what was measured before the encoder came
+            store.do(retrieve.measured(asked(NATIVE))),
+            store.do(retrieve.measured(asked(HTJ2K))),
+        ):
+            assert measured is not None
+            files = store.do(_files(retrieve, measured))
+            assert files == store.do(_files(retrieve, asked(measured[0].syntax)))
+            lengths = [each.envelope.length for each in measured if each.envelope]
+            assert lengths == [len(file) for file in files]
+            assert all(b"Xoe^Jane^Much longer" in file for file in files)
+
+
+def derived_files(store: Store) -> set[str]:
+    return {path.name.partition("_")[0] for path in (store.data / "cache").glob("??/*")}
+
+
+async def _native(retrieve: Retrieve, entry: Entry) -> bytes:
+    """The only file of an instance in Explicit VR LE."""
+    async with aclosing(retrieve.instances([Wanted(entry, NATIVE)])) as batches:
+        return b"".join([b"".join(file.start) async for batch in batches for file in batch])
+
+
+def test_a_deleted_image_set_leaves_nothing_derived(
+    own_store: Store, decoder: DecodePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = own_store
+    (doomed,) = store.put(slice_(1), slice_(2))[:1]
+    store.put(instance(uid(2), uid(2, 1), uid(2, 1, 1), pixels(9)))
+    store.encode()
+    derived = DerivedFolder(store.data / "cache", 1 << 30)
+    with ThreadPoolExecutor(2) as threads:
+        retrieve = Retrieve(store.web.backend, Codecs(), decoder.decode, threads, derived=derived)
+        gone = store.select(STUDY).entries
+        (stays,) = store.select(uid(2)).entries
+        for number, entry in enumerate(gone, 1):
+            assert store.do(retrieve.frame(entry, 0, NATIVE)) == pixels(number).tobytes()
+        assert pixels(9).tobytes() in store.do(_native(retrieve, stays))
+        late = DerivedFolder(store.data / "cache", 1 << 30)  # of a process that is slow to write
+        derived.close()
+        assert derived_files(store) == {entry.digest for entry in (*gone, stays)}
+        store.delete(doomed.image_set)
+        sweeper = store.worker.worker.sweeper
+        sweeper.sweep()
+        assert derived_files(store) == {entry.digest for entry in (*gone, stays)}, "it can still be restored"
+        monkeypatch.setattr(sweeper, "_retention_ms", -1000)
+        sweeper.sweep()
+        assert derived_files(store) == {stays.digest}
+        late.put(gone[0].digest, "late", 0, b"of a patient who is deleted")
+        late.close()
+        assert gone[0].digest in derived_files(store)
+        for _ in range(16):
+            sweeper.sweep()
+        assert derived_files(store) == {stays.digest}
+        assert pixels(9).tobytes() in store.do(_native(retrieve, stays))

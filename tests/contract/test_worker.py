@@ -15,8 +15,9 @@ import pytest
 import sqlalchemy as sa
 
 from adapters.blobs import spool as spool_module
-from adapters.embedded import intake, publishing, sweeping
-from adapters.embedded.backend import default_datastore
+from adapters.embedded import intake, publishing
+from adapters.embedded.datastores import default_datastore
+from adapters.embedded.events import Events
 from adapters.embedded.processes import Presence
 from adapters.sql import schema
 from adapters.sql.database import Database
@@ -100,6 +101,17 @@ def test_a_job_waits_as_long_as_the_disk_is_full(store: Store, monkeypatch: pyte
     (outcome,) = store.put(slice_(1))
     assert (outcome.failure, outcome.version) == (None, 1)
     assert left < 0
+
+
+def test_imports_that_wait_for_an_edit_do_not_keep_it_waiting(store: Store) -> None:
+    """However many they are, and older than it."""
+    (first,) = store.put(slice_(1))
+    jobs = [store.submit(slice_(number)) for number in range(2, 72)]
+    store.accept(first.image_set, 1, {"Patient": {"DICOM": {"PatientName": "New^Name"}}})
+    assert store.work_once()
+    assert store.image_set(first.image_set, 2).workflow == Workflow.UPDATED
+    store.work()
+    assert [outcome.failure for job in jobs for outcome in store.outcomes(job)] == [None] * 70
 
 
 def test_a_lost_lease_publishes_nothing_and_gives_back_the_rest(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,8 +256,8 @@ def test_instances_of_a_deleted_data_store_hold_up_no_others(own_store: Store) -
 
 
 @pytest.fixture
-def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeping, "_GRACE_MS", -1000)
+def no_grace(own_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_store.worker.worker.sweeper, "_grace_ms", -1000)
 
 
 def _files(store: Store) -> set[str]:
@@ -273,6 +285,28 @@ def test_the_sweeper_leaves_what_is_referenced(own_store: Store) -> None:
         assert store.do(store.web.backend.frame(entry, 0)).crc32 == _crc(1)
         assert store.document(first.image_set, version)
     assert store.rows("SELECT count(*) FROM trash") == [(0,)]
+
+
+@pytest.mark.usefixtures("no_grace")
+def test_a_file_that_its_writer_may_name_again_stays(own_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that lay in it has gone, and a later import is appended to it."""
+    store = own_store
+    sweeper = store.worker.worker.sweeper
+    monkeypatch.setattr(sweeper, "_retention_ms", -1000)
+    (doomed,) = store.put(slice_(1))
+    store.encode()
+    files = _files(store)
+    store.delete(doomed.image_set)
+    for _ in range(3):
+        sweeper.sweep()
+    assert store.rows("SELECT count(*) FROM record") == [(0,)]
+    (kept,) = store.put(slice_(2))
+    store.encode()
+    assert _files(store) == files
+    for _ in range(3):
+        sweeper.sweep()
+    assert _files(store) == files
+    assert store.document(kept.image_set)
 
 
 @pytest.mark.usefixtures("no_grace")
@@ -345,7 +379,7 @@ def test_all_processes_find_the_same_default_data_store(own_store: Store) -> Non
     def start(database: Database) -> None:
         barrier.wait(10)
         schema.migrate(database)
-        found.append(default_datastore(database))
+        found.append(default_datastore(database, Events()))
         database.close()
 
     threads = [threading.Thread(target=start, args=(database,)) for database in databases]

@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 from pydicom.data import get_testdata_file
 
+from gateway.awsjson import model
 from gateway.settings import load
 from tests.conftest import tool
 from tests.running import ROOT, RunningGateway, environment
@@ -37,6 +38,10 @@ def generator() -> ModuleType:
 
 def test_generated_pages_are_up_to_date(generator: ModuleType) -> None:
     assert (ROOT / "docs" / "settings.md").read_text() == generator.settings_page(), "run make docs"
+    statement = (ROOT / "docs" / "conformance-statement.md").read_text()
+    assert statement == generator.statement.as_markdown(), "run make docs"
+    conformance = (ROOT / "docs" / "conformance.md").read_text()
+    assert conformance == generator.conformance_page(conformance), "run make docs"
     operations = (ROOT / "docs" / "operations.md").read_text()
     assert operations == generator.operations_page(operations), "run make docs"
     assert "gateway_http_requests_total" in operations
@@ -69,6 +74,21 @@ def test_toml_examples_are_settings(tmp_path: Path) -> None:
     assert found
 
 
+def test_a_test_stands_behind_every_row_of_the_fidelity_table() -> None:
+    rows = re.findall(r"^\| (.+?) \| (\w+) \| .* \| `(\S+?)::(\w+)` \|$", page_text("fidelity.md"), re.MULTILINE)
+    lines = [line for line in page_text("fidelity.md").splitlines() if line.startswith("| ")]
+    assert len(rows) == len(lines) - 2, "a row without a test"
+    for what, verdict, file, test in rows:
+        assert verdict in ("same", "different", "refused"), what
+        assert f"def {test}(" in (ROOT / file).read_text(), what
+    told = {name for what, *_ in rows for name in re.findall(r"[A-Z]\w+", what)}
+    assert model.load().operations.keys() <= told, "an operation without a row"
+
+
+def page_text(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
+
+
 @pytest.mark.needs("dcmtk")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_run_as_they_are_written(
@@ -78,13 +98,14 @@ def test_commands_run_as_they_are_written(
     script = "\n".join(block for block in blocks(page, "sh") if not block.startswith("make "))
     if not script:
         return
-    gateway: RunningGateway = request.getfixturevalue("gateway")
     work = tmp_path / "work"
+    gateway: RunningGateway = request.getfixturevalue("start_gateway")("--s3-root", str(work / "buckets"))
     bin_folder = tmp_path / "bin"
     work.mkdir()
     bin_folder.mkdir()
     for name in ("storescu", "findscu", "echoscu"):  # not pynetdicom's, which have the same names
         os.symlink(str(tool(name)), bin_folder / name)
+    os.symlink(Path(sys.executable).with_name("aws"), bin_folder / "aws")
     ours = bin_folder / "imageset-gateway"
     ours.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gateway "$@"\n')
     ours.chmod(0o755)

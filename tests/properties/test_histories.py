@@ -46,6 +46,7 @@ class History:
 
     def step(self) -> None:
         kinds = [self.imports] * 5 + [self.edits, self.edits_instance, self.reverts, self.studies, self.removes]
+        kinds += [self.copies] * 3
         self.random.choice([*kinds, self.fails, self.deletes])()
         self.store.work()
         if self.random.random() < 0.2:
@@ -114,6 +115,8 @@ class History:
         if chosen is None:
             return
         ((series, content),) = self.store.document(chosen[0])["Study"]["Series"].items()
+        if not content["Instances"]:  # a copy that failed
+            return
         sop = self.random.choice(sorted(content["Instances"]))
         document = {"Study": {"Series": {series: {"Instances": {sop: node}}}}}
         if member == "update":
@@ -126,6 +129,17 @@ class History:
 
     def removes(self) -> None:
         self._instance({}, "remove")
+
+    def copies(self) -> None:
+        source, target = self._some_set(), self._some_set()
+        if source is None or target is None:
+            return
+        into = target if target[0] != source[0] and self.random.random() < 0.5 else None
+        ((series, content),) = self.store.document(source[0])["Study"]["Series"].items()
+        chosen = frozenset(sop for sop in content["Instances"] if self.random.random() < 0.7)
+        promote = into is None and not self.store.image_set(source[0]).is_primary and self.random.random() < 0.7
+        force = self.random.random() < 0.5
+        self.store.accept_copy(source, into, instances={series: chosen}, force=force, promote=promote)
 
     def deletes(self) -> None:
         chosen = self._some_set()

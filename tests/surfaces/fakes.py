@@ -25,6 +25,8 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.tag import Tag
 from pydicom.uid import UID
 
+from adapters.codecs.registry import Codecs
+from adapters.codecs.rendering import Pictures
 from gateway.dicomweb.routes import DicomwebApp, DicomwebServices
 from gateway.domain.encapsulation import unpack_bits_frames
 from gateway.domain.errors import NotAcceptable, NotFound
@@ -58,6 +60,7 @@ from gateway.domain.query import (
 )
 from gateway.domain.syntaxes import EXPLICIT_LE, HTJ2K_LOSSLESS_RPCL, JPEG_BASELINE, KEPT_AS_IS, by_uid
 from gateway.ports import Buffer
+from gateway.services.render import Render
 from gateway.services.retrieve import Retrieve
 from gateway.services.store import Store
 
@@ -81,6 +84,7 @@ class InMemory:
     def __init__(self) -> None:
         self.held: list[Held] = []
         self.frames_read = 0
+        self.heads_read = 0
         self.beside: dict[str, str] = {}
         """SOP Instance UID -> the non-primary image set that it is in."""
         self.spoil: Callable[[Frame], Frame] = lambda frame: frame
@@ -142,13 +146,32 @@ class InMemory:
         return attributes
 
     async def head(self, entry: Entry) -> tuple[bytes, bytes]:
+        return self._head(entry)
+
+    def heads(self, entries: Sequence[Entry]) -> list[tuple[bytes, bytes]]:
+        return [self._head(entry) for entry in entries]
+
+    def _head(self, entry: Entry) -> tuple[bytes, bytes]:
+        self.heads_read += 1
         data_set = self.held[entry.record].data_set
         return _explicit(data_set, lambda tag: tag < _PIXELS[1]), _explicit(data_set, lambda tag: tag > _PIXELS[0])
 
     async def frame(self, entry: Entry, index: int) -> Frame:
+        return self._frame(entry, index)
+
+    def first_frames(self, entries: Sequence[Entry]) -> list[Frame]:
+        return [self._frame(entry, 0) for entry in entries]
+
+    def first_lengths(self, entries: Sequence[Entry]) -> list[tuple[str, int]]:
+        return [(entry.stored_syntax or EXPLICIT_LE, len(self.held[entry.record].frames[0])) for entry in entries]
+
+    def _frame(self, entry: Entry, index: int) -> Frame:
         self.frames_read += 1
         data = self.held[entry.record].frames[index]
         return self.spoil(Frame(None, entry.stored_syntax or EXPLICIT_LE, data, zlib.crc32(data)))
+
+    async def frame_start(self, entry: Entry, index: int) -> Frame | None:
+        return None
 
     async def pixel_data(self, entry: Entry) -> Frame:
         raw = self.held[entry.record].raw
@@ -281,8 +304,9 @@ def _taken_apart(data_set: Dataset, received: str) -> tuple[str | None, PixelFor
 
 def _htj2k(frame: "np.ndarray[Any, Any]", format: PixelFormat, rgb: bool) -> bytes:
     levels = max(1, (max(format.rows, format.columns) - 1).bit_length() - 6)
+    native = np.ascontiguousarray(frame, frame.dtype.newbyteorder("="))  # older encoders take bytes as they lie
     encoded = imagecodecs.htj2k_encode(
-        np.ascontiguousarray(frame), reversible=True, tlm=True, tilepart=1, resolutions=levels, rgb=rgb, planar=False
+        native, reversible=True, tlm=True, tilepart=1, resolutions=levels, rgb=rgb, planar=False
     )
     return bytes(encoded)
 
@@ -291,7 +315,7 @@ class FakeCodec:
     """Decodes what the fake backend encodes."""
 
     def encode(self, native: Buffer, format: PixelFormat, syntax: str) -> bytes:
-        raise NotImplementedError
+        return Codecs([]).encode(native, format, syntax)
 
     def decode(self, data: Buffer, syntax: str, format: PixelFormat) -> bytes:
         assert syntax == HTJ2K_LOSSLESS_RPCL
@@ -349,6 +373,9 @@ class FakeStaging:
         self.syncs = 0
         self.on_write: Callable[[int], None] = lambda size: None
 
+    def admit(self) -> None:
+        pass
+
     def open(self, origin: Origin) -> FakeSink:
         return FakeSink(self, origin)
 
@@ -397,8 +424,11 @@ class FakeIntake:
             "sop_class": uids[0], "sop_uid": uids[1], "study_uid": study, "series_uid": series, **more
         })
 
-    async def result(self, job: JobId, timeout_s: float) -> JobResult | None:
-        return None if self.slow else self._jobs[job]
+    async def imported(
+        self, datastore: DatastoreId, items: Sequence[Staged], timeout_s: float
+    ) -> Sequence[Outcome] | None:
+        job = await self.submit(datastore, items)
+        return None if self.slow else self._jobs[job].outcomes
 
     async def conflicts(self, datastore: DatastoreId, page: PageRequest) -> Page[ConflictEntry]:
         start = int(page.token or 0)
@@ -461,7 +491,8 @@ def surface(data_sets: Iterable[Dataset] = (), *, timeout_s: float = 5.0, **sett
     services = DicomwebServices(
         default_datastore=DATASTORE,
         resolve=resolve,
-        retrieve=Retrieve(backend, FakeCodec(), decode_foreign, _THREADS),
+        retrieve=Retrieve(backend, FakeCodec(), decode_foreign, THREADS),
+        render=Render(backend, Pictures(Codecs([])), decode_foreign, THREADS),
         store=Store(staging, intake, timeout_s=timeout_s),
         search=backend,
         intake=intake,
@@ -470,7 +501,7 @@ def surface(data_sets: Iterable[Dataset] = (), *, timeout_s: float = 5.0, **sett
     return Surface(backend, staging, intake, DicomwebApp(services))
 
 
-_THREADS = ThreadPoolExecutor(2, "decode")
+THREADS = ThreadPoolExecutor(2, "decode")
 
 
 def made(number: int = 1, **attributes: Any) -> Dataset:

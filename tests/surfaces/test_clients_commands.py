@@ -121,15 +121,10 @@ def test_findscu_at_all_levels(filled: RunningGateway) -> None:
     assert "DataSetDoesNotMatchSOPClass" in dcmtk("findscu", filled, "-S", "-k", "QueryRetrieveLevel=NONSENSE")
 
 
-@pytest.fixture
-def curl() -> str:
-    program = tool("curl")
-    if program is None:
-        pytest.skip("curl is missing")
-    return program
-
-
-def test_curl(gateway: RunningGateway, folder: Path, tmp_path: Path, curl: str) -> None:
+@pytest.mark.needs("curl")
+def test_curl(gateway: RunningGateway, folder: Path, tmp_path: Path) -> None:
+    curl = tool("curl")
+    assert curl is not None
     base = f"{gateway.http}/dicomweb"
     quiet = (curl, "-sS", "--fail-with-body")
     single = ("-H", "Content-Type: application/dicom", "--data-binary", f"@{folder}/1.dcm")

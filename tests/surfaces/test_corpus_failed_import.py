@@ -2,10 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
 
 from gateway.domain.ids import DatastoreId, JobId
-from gateway.domain.model import ConflictEntry, ImportJob, JobResult, JobStatus, Origin, Page, PageRequest, Staged
+from gateway.domain.model import ConflictEntry, Origin, Outcome, Page, PageRequest, Staged
 from gateway.ports import Buffer
 from gateway.services.store import PROCESSING_FAILURE, Part, Store
 
@@ -27,6 +26,8 @@ class Spool:
 class Failing:
     """A staging and an intake whose jobs all fail."""
 
+    def admit(self) -> None: ...
+
     def open(self, origin: Origin) -> Spool:
         return Spool(origin)
 
@@ -35,9 +36,10 @@ class Failing:
     async def submit(self, datastore: DatastoreId, items: Sequence[Staged]) -> JobId:
         return JobId("1" * 32)
 
-    async def result(self, job: JobId, timeout_s: float) -> JobResult | None:
-        failed = ImportJob(job, STORE, "stow", JobStatus.FAILED, "stow", datetime.now(UTC), message="It failed.")
-        return JobResult(failed, ())
+    async def imported(
+        self, datastore: DatastoreId, items: Sequence[Staged], timeout_s: float
+    ) -> Sequence[Outcome] | None:
+        return ()
 
     async def conflicts(self, datastore: DatastoreId, page: PageRequest) -> Page[ConflictEntry]:
         raise NotImplementedError

@@ -2,7 +2,10 @@
 
 import asyncio
 import hashlib
+import http.client
 import io
+import socket
+from contextlib import aclosing, closing
 from dataclasses import replace
 from typing import Any
 
@@ -13,18 +16,36 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence as DicomSequence
+from structlog.testing import capture_logs
 
 from gateway.dicomweb.exchange import Request
-from gateway.domain.errors import Corrupt
+from gateway.domain.errors import Corrupt, NotAcceptable
 from gateway.domain.model import Frame
-from gateway.domain.syntaxes import EXPLICIT_LE, HTJ2K_LOSSLESS_RPCL, JPEG_BASELINE
+from gateway.domain.pixels import PixelFormat
+from gateway.domain.syntaxes import EXPLICIT_LE, HTJ2K_LOSSLESS_RPCL, JPEG_2000_LOSSLESS, JPEG_BASELINE
+from gateway.http.server import serve
+from gateway.services import retrieve as retrieving
+from gateway.services.retrieve import BATCH_INSTANCES, BATCHES_AHEAD, Retrieve, Wanted
+from gateway.settings import HttpSettings
 from tests.corpus import CORPUS, manifest
-from tests.surfaces.fakes import DATASTORE, decoded, document, jpeg_instance, made, split, surface
+from tests.surfaces.fakes import (
+    DATASTORE,
+    THREADS,
+    FakeCodec,
+    decode_foreign,
+    decoded,
+    document,
+    jpeg_instance,
+    made,
+    split,
+    surface,
+)
 
 SERIES = "/dicomweb/studies/1.2.3/series/1.2.3.4"
 INSTANCE = SERIES + "/instances/1.2.3.4.1"
 STARRED = "multipart/related; type=application/octet-stream; transfer-syntax=*"
 DICOM = 'multipart/related; type="application/dicom"'
+STORED = DICOM + "; transfer-syntax=*"
 RPCL = HTJ2K_LOSSLESS_RPCL
 BYTES = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
 
@@ -461,7 +482,6 @@ def test_bulk_data_elsewhere() -> None:
         ("/dicomweb/nothing", 404),
         ("/dicomweb", 404),
         ("/dicomweb/", 404),
-        ("/dicomweb/studies/1.2.3/rendered", 404),
         (f"/datastore/{DATASTORE}/studies/1.2.3/metadata", 200),
         ("/datastore/other/studies/1.2.3/metadata", 404),
     ],
@@ -559,3 +579,152 @@ def test_frames_of_the_corpus_are_bit_equal() -> None:
     assert compared > 20
 
 
+
+
+def kinds() -> list[Dataset]:
+    """A series of what is one piece each: of odd frames, without pixels, by plane, with elements behind the pixels."""
+    colour = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", **BYTES}
+    trailing = made(5)
+    trailing.add_new(0xFFFCFFFC, "OB", b"\0" * 10)
+    return [
+        made(1),
+        made(2, Rows=3, **BYTES),
+        document(3),
+        made(4, Rows=3, Columns=3, PlanarConfiguration=1, **colour),
+        trailing,
+        made(6, BitsAllocated=32, BitsStored=32, FloatPixelData=np.arange(30, dtype="<f4").tobytes()),
+        *(made(number, Rows=1, Columns=number, **BYTES) for number in range(7, 40)),
+    ]
+
+
+def test_a_whole_series_has_its_length() -> None:
+    sources = kinds()
+    on = surface(sources)
+    colour = on.backend.held[3]
+    colour.data_set.PhotometricInterpretation = "YBR_RCT"  # leaves as RGB, a shorter value
+    assert colour.entry.format is not None
+    came_as = replace(colour.entry.format, photometric="YBR_RCT")
+    colour.entry = replace(colour.entry, received_syntax=JPEG_2000_LOSSLESS, format=came_as)
+    answer = on.get(SERIES, DICOM)
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    parts = split(answer)
+    for source, (headers, payload) in zip(sources, parts, strict=True):
+        assert int(headers["Content-Length"]) == len(payload)
+        assert same_attributes(read(payload), source, "00280004", "00280006")
+    assert read(parts[3][1]).PhotometricInterpretation == "RGB"
+    assert on.backend.heads_read == len(sources), "a header is read twice"
+    head = on.ask("HEAD", SERIES, headers={"Accept": DICOM})
+    assert (head.headers["content-length"], head.content) == (answer.headers["content-length"], b"")
+    grey = surface([source for source in sources if source.get("SamplesPerPixel") != 3])
+    stored = grey.get(SERIES, STORED)
+    assert int(stored.headers["content-length"]) == len(stored.content)
+    assert {headers["Content-Type"].rpartition("=")[2] for headers, _ in split(stored)} == {RPCL, EXPLICIT_LE}
+
+
+@pytest.mark.parametrize(
+    ("other", "accept"),
+    [
+        (made(2, NumberOfFrames=2), DICOM),
+        (made(2, Rows=3, BitsAllocated=1, BitsStored=1, HighBit=0), DICOM),
+        (made(2, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0, **BYTES), STORED),
+        (jpeg_instance(2), DICOM),  # as stored, if it cannot be decoded
+    ],
+    ids=["frames", "bits", "transformed", "undecodable"],
+)
+def test_a_length_that_cannot_be_known_is_not_told(other: Dataset, accept: str) -> None:
+    answer = surface([made(1), other]).get(SERIES, accept)
+    assert "content-length" not in answer.headers
+    assert len(split(answer)) == 2
+
+
+def test_what_is_surely_decoded_has_its_length() -> None:
+    answer = surface([made(1), jpeg_instance(2)]).get(SERIES, f"{DICOM}; transfer-syntax={EXPLICIT_LE}")
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert len(split(answer)) == 2
+
+
+def test_headers_beyond_the_bound_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    on = surface(kinds())
+    known = on.get(SERIES, DICOM)
+    for bound, value in (("MEASURED_INSTANCES", 38), ("MEASURED_BYTES", 8000)):
+        with monkeypatch.context() as bounded:
+            bounded.setattr(retrieving, bound, value)
+            answer = on.get(SERIES, DICOM)
+        assert "content-length" not in answer.headers
+        assert answer.content == known.content
+
+
+@pytest.mark.parametrize("rows", [5, 7])
+def test_a_length_that_cannot_be_kept_closes_the_connection(rows: int) -> None:
+    """Neither padded nor cut: the client has a part of the answer, and knows it."""
+    on = surface([made(number) for number in range(1, 41)])
+    whole = on.get(SERIES, DICOM).content
+    on.backend.held[-1].frames = surface([made(1, Rows=rows)]).backend.held[0].frames
+
+    def read_to_the_end(port: int) -> tuple[int, bytes]:
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+            connection.request("GET", SERIES, headers={"Accept": DICOM, "Host": "pacs.example:8080"})
+            answer = connection.getresponse()
+            with pytest.raises(http.client.IncompleteRead) as broken:
+                answer.read()
+            return int(answer.headers["Content-Length"]), broken.value.partial
+
+    async def exchange() -> tuple[int, bytes]:
+        stop, listening = asyncio.Event(), asyncio.Event()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            serving = serve(on.app, HttpSettings(), listener, stop, on_listening=listening.set, drain_s=1)
+            server = asyncio.create_task(serving)
+            await listening.wait()
+            try:
+                return await asyncio.to_thread(read_to_the_end, port)
+            finally:
+                stop.set()
+                await server
+
+    with capture_logs() as logs:
+        promised, got = asyncio.run(exchange())
+    assert [entry["error"] for entry in logs if entry["event"] == "retrieve-broken-off"] == ["Corrupt"]
+    assert promised == len(whole)
+    assert 0 < len(got) < promised
+    assert whole.startswith(got)
+
+
+def test_a_reader_that_stops_is_not_read_ahead_for_without_end() -> None:
+    """What is read is what was taken, and no more than the batches under way."""
+    on = surface([made(number) for number in range(1, 201)])
+    retrieve = Retrieve(on.backend, FakeCodec(), decode_foreign, THREADS)
+    wanted = [Wanted(held.entry, RPCL) for held in on.backend.held]
+
+    async def take(batches: int) -> int:
+        files = retrieve.instances(wanted)
+        taken = sum([len(await anext(files)) for _ in range(batches)])
+        await files.aclose()
+        await asyncio.get_running_loop().shutdown_default_executor()
+        return taken
+
+    taken = asyncio.run(take(3))
+    assert taken == 3 * BATCH_INSTANCES
+    assert taken <= on.backend.frames_read <= taken + BATCHES_AHEAD * BATCH_INSTANCES
+
+
+def test_one_instance_that_cannot_be_decoded_among_others() -> None:
+    """It alone comes as stored, where the request allows that; otherwise nothing comes."""
+    broken = jpeg_instance(3)
+    broken.PixelData = encapsulate([b"\xff\xd8 no JPEG \xff\xd9"])
+    on = surface([made(1), made(2), broken, made(4)])
+    on.backend.held[2].frames[0] = b"\xff\xd8 no JPEG \xff\xd9"
+
+    def refuse(data: bytes, syntax: str, format: PixelFormat) -> bytes:
+        raise NotAcceptable("It cannot be decoded.")
+
+    retrieve = Retrieve(on.backend, FakeCodec(), refuse, THREADS)
+
+    async def syntaxes(or_stored: bool) -> list[str]:
+        wanted = [Wanted(held.entry, EXPLICIT_LE, or_stored) for held in on.backend.held]
+        async with aclosing(retrieve.instances(wanted)) as batches:
+            return [file.syntax async for batch in batches for file in batch]
+
+    assert asyncio.run(syntaxes(True)) == [EXPLICIT_LE, EXPLICIT_LE, JPEG_BASELINE, EXPLICIT_LE]
+    with pytest.raises(NotAcceptable):
+        asyncio.run(syntaxes(False))

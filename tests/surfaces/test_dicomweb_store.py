@@ -220,7 +220,7 @@ def test_a_full_disk() -> None:
     on.staging.on_write = full
     body, kind = multipart([part10(made(1))])
     answer = send(on, body, kind)
-    assert (answer.status_code, answer.json()["code"]) == (503, "out-of-storage")
+    assert (answer.status_code, answer.json()["code"]) == (507, "out-of-storage")
     assert len(on.staging.aborted) == 1
 
 

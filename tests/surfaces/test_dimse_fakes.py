@@ -33,6 +33,9 @@ class Spool:
         self.aborted = 0
         self.trouble: Callable[[str], None] = lambda step: None
 
+    def admit(self) -> None:
+        self.trouble("admit")
+
     def open(self, origin: Origin) -> "SpoolSink":
         self.trouble("open")
         return SpoolSink(self, origin)
@@ -62,17 +65,20 @@ class SpoolSink:
 
 
 class Jobs:
-    """An Intake that notes the batches; the first `failures` submissions fail."""
+    """An Intake that notes the batches; the first `failures` submissions fail, those in `held` wait for their event."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.batches: list[tuple[DatastoreId, list[Staged]]] = []
         self.failures = 0
+        self.held: list[threading.Event] = []
 
     async def submit(self, datastore: DatastoreId, items: Sequence[Staged]) -> JobId:
         if self.failures:
             self.failures -= 1
             raise RuntimeError("the database is away")
+        if self.held:
+            await asyncio.to_thread(self.held.pop().wait, WAIT_S)
         with self.changed:
             self.batches.append((datastore, list(items)))
             self.changed.notify_all()

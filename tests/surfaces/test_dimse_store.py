@@ -1,6 +1,7 @@
 """C-STORE: what arrives, what is answered, and what becomes an import job."""
 
 import subprocess
+import threading
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -372,6 +373,23 @@ def test_submission_is_tried_again() -> None:
         assert raw.store(1, data_set()).status == 0
         raw.release()
         assert [len(items) for _, items in gateway.jobs.wait_for(1)] == [1]
+
+
+def test_jobs_are_submitted_in_the_order_of_the_associations() -> None:
+    """However long the first submission takes: the instance that was sent last is the one that stays."""
+    with running() as gateway:
+        slow = threading.Event()
+        gateway.jobs.held = [slow]
+        for sizes in (1, 2):
+            with Raw(gateway.port) as raw:
+                raw.associate([(1, CT, [EXPLICIT])])
+                for _ in range(sizes):
+                    assert raw.store(1, data_set()).status == 0
+                raw.release()
+        with gateway.jobs.changed:
+            assert not gateway.jobs.changed.wait_for(lambda: gateway.jobs.batches, 0.5)
+        slow.set()
+        assert [len(items) for _, items in gateway.jobs.wait_for(2)] == [1, 2]
 
 
 def test_the_request_may_come_in_pieces() -> None:

@@ -9,7 +9,7 @@ import json
 import random
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -21,11 +21,14 @@ import uvicorn
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from gateway.awsjson.model import load
+from gateway.awsjson.model import Shape, load
 from gateway.domain import errors as tree
 from gateway.domain.edits import MetadataUpdate
 from gateway.domain.ids import DatastoreId, FrameId, ImageSetId, JobId
 from gateway.domain.model import (
+    Change,
+    CopyRequest,
+    CopyResult,
     Datastore,
     DatastoreStatus,
     Document,
@@ -39,13 +42,14 @@ from gateway.domain.model import (
     JobStatus,
     Page,
     PageRequest,
+    Resource,
     SearchCriteria,
     Workflow,
 )
 from gateway.healthimaging import errors
 from gateway.healthimaging.endpoint import MAX_BODY_BYTES, HealthImagingApp
-from gateway.healthimaging.operations import IGNORED, NOT_YET, REFUSED, SERVED, Operations, refuse
-from gateway.ports import HealthImaging
+from gateway.healthimaging.operations import IGNORED, PREVIEWED, REFUSED, SERVED, UNTOLD, Operations, refuse
+from gateway.ports import HealthImaging, History
 
 T = TypeVar("T")
 MODEL = load()
@@ -71,8 +75,10 @@ class Memory:
         self.frame = Frame(FRAME, HTJ2K, b"\xffO\xffQ\0frame", 1)
         self.document = Document(gzip.compress(DOCUMENT), gzip=True)
         self.jobs: dict[JobId, ImportJob] = {}
+        self.given_tags: dict[Resource, dict[str, str]] = {}
         self.asked: list[Any] = []
         self.failure: Exception | None = None
+        self.message: str | None = None
 
     def _version(self, number: int, workflow: Workflow, **changes: Any) -> ImageSet:
         version = ImageSet(STORE, SET, number, ImageSetState.ACTIVE, workflow, True, CREATED)
@@ -103,9 +109,13 @@ class Memory:
         return found[0]
 
     async def create_datastore(
-        self, name: str | None, client_token: str | None = None, storage_format: str = "HTJ2K"
+        self,
+        name: str | None,
+        client_token: str | None = None,
+        storage_format: str = "HTJ2K",
+        tags: Mapping[str, str] | None = None,
     ) -> Datastore:
-        self._called(name, client_token, storage_format)
+        self._called(name, client_token, storage_format, tags)
         store = Datastore(DatastoreId("a" * 32), name or "a" * 32, DatastoreStatus.CREATING, CREATED, CREATED)
         self.stores[store.id] = dataclasses.replace(store, status=DatastoreStatus.ACTIVE, storage_format=storage_format)
         return store
@@ -121,6 +131,19 @@ class Memory:
     async def delete_datastore(self, datastore: DatastoreId) -> Datastore:
         self._called(datastore)
         return dataclasses.replace(self._store(datastore), status=DatastoreStatus.DELETING)
+
+    async def tags(self, resource: Resource) -> Mapping[str, str]:
+        self._called(resource)
+        return self.given_tags.get(resource, {})
+
+    async def tag(self, resource: Resource, tags: Mapping[str, str]) -> None:
+        self._called(resource, tags)
+        self.given_tags.setdefault(resource, {}).update(tags)
+
+    async def untag(self, resource: Resource, keys: Sequence[str]) -> None:
+        self._called(resource, keys)
+        for key in keys:
+            self.given_tags.get(resource, {}).pop(key, None)
 
     async def get_import(self, datastore: DatastoreId, job: JobId) -> ImportJob:
         self._called(datastore, job)
@@ -155,7 +178,7 @@ class Memory:
         self._store(datastore)
         tags: Mapping[str, str | int] = {"DICOMPatientId": "SUBJECT08701", "DICOMNumberOfStudyRelatedSeries": 1}
         ids = [SET, *(ImageSetId(f"{number:032}") for number in range(2))]
-        return self._page([ImageSetSummary(item, 1, True, CREATED, CREATED, tags) for item in ids], page)
+        return self._page([ImageSetSummary(item, 1, True, CREATED, CREATED, tags, CREATED) for item in ids], page)
 
     async def get_image_set(self, ref: ImageSetRef) -> ImageSet:
         self._called(ref)
@@ -182,19 +205,41 @@ class Memory:
         self._called(ref, expected, update)
         if expected != self._find(ref).version:
             raise tree.VersionConflict
-        version = self._version(expected + 1, Workflow.UPDATED, updated_at=CREATED, forced=update.force)
+        version = self._version(
+            expected + 1, Workflow.UPDATED, updated_at=CREATED, forced=update.force, message=self.message
+        )
         self.versions.insert(0, version)
         return dataclasses.replace(version, state=ImageSetState.LOCKED, workflow=Workflow.UPDATING)
 
-    async def delete(self, ref: ImageSetRef) -> ImageSet:
-        self._called(ref)
+    async def copy(self, request: CopyRequest) -> CopyResult:
+        self._called(request)
+        source = self._find(request.source)
+        locked = dataclasses.replace(source, state=ImageSetState.LOCKED, updated_at=CREATED)
+        return CopyResult(
+            dataclasses.replace(locked, workflow=Workflow.COPYING_WITH_READ_ONLY_ACCESS),
+            dataclasses.replace(locked, workflow=Workflow.COPYING, id=ImageSetId("c" * 32)),
+        )
+
+    async def changes(self, datastore: DatastoreId, after: int, limit: int) -> tuple[Sequence[Change], int]:
+        return [], 0
+
+    async def preview(
+        self, ref: ImageSetRef, expected: int, update: MetadataUpdate
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        self._called("preview", ref, expected, update)
+        series = {"Series": {"1.2": {"DICOM": {}, "Instances": {}}}}
+        before = {"Patient": {"DICOM": {"PatientName": "A"}}, "Study": {"DICOM": {}, **series}}
+        return before, {**before, "Patient": {"DICOM": {"PatientName": "B"}}}
+
+    async def delete(self, ref: ImageSetRef, actor: str | None = None) -> ImageSet:
+        self._called(ref, actor)
         found = self._find(ref)
         self.versions.clear()
         return dataclasses.replace(found, state=ImageSetState.LOCKED, workflow=Workflow.DELETING)
 
 
-def app_over(backend: HealthImaging) -> HealthImagingApp:
-    return HealthImagingApp(backend, "us-east-1", "123456789012", strict=True)
+def app_over(backend: Memory) -> HealthImagingApp:
+    return HealthImagingApp(backend, "us-east-1", "123456789012", history=backend, strict=True)
 
 
 class Server:
@@ -278,7 +323,8 @@ def raises(code: str, status: int, message: str = "") -> Any:
 def test_create_get_list_and_delete_a_datastore(aws: Any, backend: Memory) -> None:
     created = aws.create_datastore(datastoreName="my-datastore", losslessStorageFormat="JPEG_2000_LOSSLESS")
     assert created["datastoreStatus"] == "CREATING"
-    name, token, storage_format = backend.asked[-1]
+    name, token, storage_format, tags = backend.asked[-1]
+    assert tags is None
     assert (name, storage_format) == ("my-datastore", "JPEG_2000_LOSSLESS")
     assert token
     properties = aws.get_datastore(datastoreId=created["datastoreId"])["datastoreProperties"]
@@ -382,6 +428,8 @@ def test_search_passes_criteria_on_and_pages(aws: Any, backend: Memory) -> None:
         "createdAt": CREATED,
         "updatedAt": CREATED,
         "isPrimary": True,
+        "lastAccessedAt": CREATED,
+        "storageTier": "ARCHIVE_INSTANT_ACCESS",
         "DICOMTags": {"DICOMPatientId": "SUBJECT08701", "DICOMNumberOfStudyRelatedSeries": 1},
     }
     assert found["nextToken"] == "2"
@@ -589,7 +637,14 @@ def test_an_update_that_is_no_document_is_refused_at_once(aws: Any, backend: Mem
             latestVersionId="1",
             updateImageSetMetadataUpdates={"DICOMUpdates": {"updatableAttributes": blob}},
         )
-    assert backend.asked == []
+    assert backend.asked == [(ImageSetRef(STORE, SET),)], "the image set was looked for, and no more"
+    with raises("ResourceNotFoundException", 404):
+        aws.update_image_set_metadata(
+            datastoreId=STORE,
+            imageSetId="f" * 32,
+            latestVersionId="1",
+            updateImageSetMetadataUpdates={"DICOMUpdates": {"updatableAttributes": blob}},
+        )
 
 
 ENCODED = base64.b64encode(json.dumps(PATIENT).encode())
@@ -623,7 +678,7 @@ def test_a_deleted_image_set_is_gone(aws: Any, backend: Memory) -> None:
 @pytest.mark.parametrize(
     ("call", "arguments", "wanted"),
     [
-        ("create_datastore", {"tags": {"a": "b"}}, "tags"),
+        ("create_datastore", {"kmsKeyArn": "arn:aws:kms:us-east-1:123456789012:key/a"}, "kmsKeyArn"),
         ("create_datastore", {"lambdaAuthorizerArn": "arn:aws:lambda:us-east-1:1234567890123:function:f"}, "lambda"),
         (
             "start_dicom_import_job",
@@ -650,74 +705,274 @@ def test_what_nobody_would_act_on_is_refused(
     assert backend.asked == []
 
 
-def test_what_is_not_there_yet_is_an_unknown_operation(aws: Any, backend: Memory) -> None:
-    set_arn = f"{ARN}/imageset/{SET}"
-    calls: dict[str, Callable[[], Any]] = {
-        "CopyImageSet": lambda: aws.copy_image_set(
-            datastoreId=STORE,
-            sourceImageSetId=SET,
-            copyImageSetInformation={"sourceImageSet": {"latestVersionId": "1"}},
-        ),
-        "TagResource": lambda: aws.tag_resource(resourceArn=set_arn, tags={"Deployment": "Development"}),
-        "UntagResource": lambda: aws.untag_resource(resourceArn=set_arn, tagKeys=["Deployment"]),
-        "ListTagsForResource": lambda: aws.list_tags_for_resource(resourceArn=set_arn),
+SET_ARN = f"{ARN}/imageset/{SET}"
+
+
+@pytest.mark.parametrize(("arn", "resource"), [(ARN, Resource(STORE)), (SET_ARN, Resource(STORE, SET))])
+def test_tags_go_by_an_encoded_arn(aws: Any, backend: Memory, http: httpx.Client, arn: str, resource: Resource) -> None:
+    aws.tag_resource(resourceArn=arn, tags={"Deployment": "Development", "a+b=c": ""})
+    assert backend.asked[-1] == (resource, {"Deployment": "Development", "a+b=c": ""})
+    assert aws.list_tags_for_resource(resourceArn=arn)["tags"] == {"Deployment": "Development", "a+b=c": ""}
+    aws.untag_resource(resourceArn=arn, tagKeys=["Deployment", "never_there"])
+    assert backend.asked[-1] == (resource, ["Deployment", "never_there"])
+    assert http.get(f"/tags/{arn}").json() == {"tags": {"a+b=c": ""}}, "its slashes may come as they are"
+
+
+@pytest.mark.parametrize(
+    "arn",
+    [
+        ARN.replace("us-east-1", "eu-west-1"),
+        ARN.replace("123456789012:", "210987654321:"),
+    ],
+)
+def test_an_arn_of_another_region_or_account_is_not_found(aws: Any, backend: Memory, arn: str) -> None:
+    with raises("ResourceNotFoundException", 404, "ARN"):
+        aws.list_tags_for_resource(resourceArn=arn)
+    assert backend.asked == []
+
+
+COPY = {"sourceImageSet": {"latestVersionId": "1"}}
+SUBSET = {"SchemaVersion": "1.1", "Study": {"Series": {"1.2": {"Instances": {"1.2.3": {}}}}}}
+
+
+def test_a_copy_answers_both_image_sets(aws: Any, backend: Memory) -> None:
+    answer = aws.copy_image_set(datastoreId=STORE, sourceImageSetId=SET, copyImageSetInformation=COPY)
+    assert backend.asked[-1] == (CopyRequest(ImageSetRef(STORE, SET, 1), actor="alice"),)
+    common = {"latestVersionId": "1", "imageSetState": "LOCKED", "createdAt": CREATED, "updatedAt": CREATED}
+    assert answer["datastoreId"] == STORE
+    assert answer["sourceImageSetProperties"] == common | {
+        "imageSetId": SET,
+        "imageSetWorkflowStatus": "COPYING_WITH_READ_ONLY_ACCESS",
+        "imageSetArn": SET_ARN,
     }
-    assert calls.keys() == NOT_YET
-    for name, call in calls.items():
-        with raises("UnknownOperationException", 404, name):
-            call()
+    assert answer["destinationImageSetProperties"] == common | {
+        "imageSetId": "c" * 32,
+        "imageSetWorkflowStatus": "COPYING",
+        "imageSetArn": f"{ARN}/imageset/{'c' * 32}",
+    }
+
+
+def test_a_copy_of_some_instances_into_another_image_set(aws: Any, backend: Memory) -> None:
+    aws.copy_image_set(
+        datastoreId=STORE,
+        sourceImageSetId=SET,
+        copyImageSetInformation={
+            "sourceImageSet": {
+                "latestVersionId": "1",
+                "DICOMCopies": {"copiableAttributes": json.dumps(SUBSET)},
+            },
+            "destinationImageSet": {"imageSetId": "c" * 32, "latestVersionId": "7"},
+        },
+        force=True,
+        promoteToPrimary=True,
+    )
+    (request,) = backend.asked[-1]
+    assert request.destination == ImageSetRef(STORE, ImageSetId("c" * 32), 7)
+    assert request.instances == {"1.2": {"1.2.3"}}
+    assert (request.force, request.promote) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("{", "not JSON"),
+        ("[]", "JSON object"),
+        ('{"SchemaVersion":"2.0","Study":{"Series":{"1.2":{}}}}', "SchemaVersion"),
+        ('{"Study":{}}', "nothing to copy"),
+        ('{"Study":{"Series":{"1.2":{"Instances":{}}}}}', "none of them"),
+        ('{"Study":{"Series":{"1.2":{"Instances":["1.2.3"]}}}}', "JSON object"),
+        ('{"Patient":{}}', "unknown member"),
+    ],
+)
+def test_a_subset_that_is_none_is_refused_at_once(aws: Any, backend: Memory, text: str, wanted: str) -> None:
+    source = {"latestVersionId": "1", "DICOMCopies": {"copiableAttributes": text}}
+    with raises("ValidationException", 400, wanted):
+        aws.copy_image_set(datastoreId=STORE, sourceImageSetId=SET, copyImageSetInformation={"sourceImageSet": source})
+    assert backend.asked == []
+
+
+def test_a_dry_run_tells_the_differences_and_does_nothing(http: httpx.Client, backend: Memory) -> None:
+    path = f"/datastore/{STORE}/imageSet/{SET}"
+    query = "?latestVersion=1&dryRun=true"
+    body = {"DICOMUpdates": {"updatableAttributes": PATIENT}}
+    answer = http.post(f"{path}/updateImageSetMetadata{query}", json=body)
+    assert answer.json() == {
+        "dryRun": True,
+        "from": 1,
+        "to": 2,
+        "differences": [{"level": "Patient", "attribute": "PatientName", "change": "changed", "from": "A", "to": "B"}],
+    }
+    assert [asked[0] for asked in backend.asked] == ["preview"]
+    assert PREVIEWED.keys() == {"UpdateImageSetMetadata"}
+    for name, sent in (("deleteImageSet?dryRun=true", {}), (f"updateImageSetMetadata{query}x", body)):
+        refused = http.post(f"{path}/{name}", json=sent)
+        assert (refused.status_code, refused.headers["x-amzn-errortype"]) == (400, "ValidationException")
+        assert "dryRun" in refused.json()["message"]
+    assert len(backend.asked) == 1
 
 
 # -- the model and we know the same things
 
 
-def test_every_operation_of_the_model_is_served_or_listed() -> None:
-    assert SERVED.keys() | NOT_YET == MODEL.operations.keys()
-    assert not SERVED.keys() & NOT_YET
+def test_every_operation_of_the_model_is_served() -> None:
+    assert SERVED.keys() == MODEL.operations.keys()
+
+
+def member_paths(shape: Shape, path: str = "") -> Iterator[str]:
+    """Every member below a shape, lists passed through."""
+    if shape.type == "list" and shape.element:
+        yield from member_paths(shape.element, path)
+    for name, member in shape.members.items():
+        here = f"{path}.{name}" if path else name
+        yield here
+        yield from member_paths(member.shape, here)
 
 
 class Recording(dict[str, Any]):
-    """A request that notes which members are read."""
+    """A request that notes in `read` which members are read, at every depth."""
 
-    def __init__(self, members: Mapping[str, Any]) -> None:
-        super().__init__(members)
-        self.read: set[str] = set()
+    def __init__(self, members: Mapping[str, Any], read: set[str], path: str = "") -> None:
+        self._read, self._path = read, path
+
+        def recorded(value: Any, path: str) -> Any:
+            if isinstance(value, list):
+                return [recorded(item, path) for item in value]
+            return Recording(value, read, f"{path}.") if isinstance(value, dict) else value
+
+        super().__init__({name: recorded(value, f"{path}{name}") for name, value in members.items()})
 
     def __getitem__(self, key: str) -> Any:
-        self.read.add(key)
+        self._read.add(self._path + key)
         return super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        self.read.add(key)
+        self._read.add(self._path + key)
         return super().get(key, default)
+
+
+COMMON: dict[str, Any] = {
+    "datastoreId": STORE,
+    "imageSetId": SET,
+    "sourceImageSetId": SET,
+    "resourceArn": SET_ARN,
+    "jobId": JOB,
+    "latestVersionId": "1",
+    "clientToken": "t",
+    "dataAccessRoleArn": ROLE,
+    "inputS3Uri": INPUT,
+    "outputS3Uri": OUTPUT,
+    "tags": {"a": "b"},
+    "tagKeys": ["a"],
+    "maxResults": 1,
+    "imageFrameInformation": {"imageFrameId": FRAME},
+}
+
+
+def _searched(*values: dict[str, Any]) -> dict[str, Any]:
+    operator = "EQUAL" if len(values) == 1 else "BETWEEN"
+    sort = {"sortField": "createdAt", "sortOrder": "ASC"}
+    return {"searchCriteria": {"filters": [{"operator": operator, "values": list(values)}], "sort": sort}}
+
+
+_EQUAL = ("PatientId", "AccessionNumber", "StudyId", "StudyInstanceUID", "SeriesInstanceUID")
+REQUESTS: dict[str, list[dict[str, Any]]] = {
+    "SearchImageSets": [
+        *(_searched({f"DICOM{key}": "1"}) for key in _EQUAL),
+        _searched({"isPrimary": True}),
+        _searched({"createdAt": CREATED}, {"createdAt": CREATED}),
+        _searched({"updatedAt": CREATED}, {"updatedAt": CREATED}),
+        _searched(
+            {"DICOMStudyDateAndTime": {"DICOMStudyDate": "20200101"}},
+            {"DICOMStudyDateAndTime": {"DICOMStudyDate": "20200102", "DICOMStudyTime": "120000"}},
+        ),
+    ],
+    "UpdateImageSetMetadata": [
+        {"updateImageSetMetadataUpdates": {"revertToVersionId": "1"}},
+        {
+            "updateImageSetMetadataUpdates": {
+                "DICOMUpdates": {
+                    "updatableAttributes": b'{"Patient":{"DICOM":{"PatientName":"A"}}}',
+                    "removableAttributes": b'{"Patient":{"DICOM":{"PatientSex":"F"}}}',
+                }
+            }
+        },
+    ],
+    "CopyImageSet": [
+        {
+            "copyImageSetInformation": {
+                "sourceImageSet": {
+                    "latestVersionId": "1",
+                    "DICOMCopies": {"copiableAttributes": '{"Study":{"Series":{"1.2":{}}}}'},
+                },
+                "destinationImageSet": {"imageSetId": SET, "latestVersionId": "1"},
+            }
+        }
+    ],
+}
+"""Requests that between them have every member that is not refused, beside the common ones."""
 
 
 @pytest.mark.parametrize("name", sorted(SERVED))
 def test_every_member_of_a_request_is_acted_on_or_listed(name: str) -> None:
     """Fails when a newer model adds a member that would be ignored in silence."""
-    request = Recording(
-        {
-            "datastoreId": STORE,
-            "imageSetId": SET,
-            "jobId": JOB,
-            "latestVersionId": "1",
-            "clientToken": "t",
-            "dataAccessRoleArn": ROLE,
-            "inputS3Uri": INPUT,
-            "outputS3Uri": OUTPUT,
-            "imageFrameInformation": {"imageFrameId": FRAME},
-            "updateImageSetMetadataUpdates": {"revertToVersionId": "1"},
-        }
-    )
-    backend = Memory()
-    asyncio.run(backend.start_import(STORE, ImportRequest("j", ROLE, INPUT, OUTPUT)))
-    refuse(name, request)
-    asyncio.run(_answer(name, backend, request))
-    assert request.read >= MODEL.operations[name].input.members.keys() - IGNORED.get(name, frozenset())
-    assert REFUSED.get(name, frozenset()) <= MODEL.operations[name].input.members.keys()
+    read: set[str] = set()
+    for request in REQUESTS.get(name, [{}]):
+        backend = Memory()
+        asyncio.run(backend.start_import(STORE, ImportRequest("j", ROLE, INPUT, OUTPUT)))
+        recorded = Recording({**COMMON, **request}, read)
+        refuse(name, recorded)
+        asyncio.run(_answer(name, backend, recorded))
+    beyond = REFUSED.get(name, frozenset()) | IGNORED.get(name, frozenset())
+    wanted = {path for path in member_paths(MODEL.operations[name].input) if path.partition(".")[0] not in beyond}
+    assert read >= wanted
+    assert beyond <= MODEL.operations[name].input.members.keys()
 
 
-async def _answer(name: str, backend: HealthImaging, request: Mapping[str, Any]) -> dict[str, Any]:
+@pytest.mark.parametrize("name", sorted(SERVED))
+def test_every_member_of_an_answer_is_given_or_listed(name: str) -> None:
+    """Fails when a newer model adds a member that we would never tell."""
+    told: set[str] = set()
+    operation = MODEL.operations[name]
+    for request in REQUESTS.get(name, [{}]):
+        backend = Memory()
+        backend.versions = [
+            backend._version(
+                3 if name == "ListImageSetVersions" else 1,
+                Workflow.UPDATED,
+                updated_at=CREATED,
+                deleted_at=CREATED,
+                message="m",
+                forced=True,
+                accessed_at=CREATED,
+            ),
+        ]
+        backend.versions.append(dataclasses.replace(backend.versions[0], version=2))
+        asyncio.run(backend.create_datastore("second"))
+        asyncio.run(backend.start_import(STORE, ImportRequest("j", ROLE, INPUT, OUTPUT)))
+        backend.jobs[JOB] = dataclasses.replace(backend.jobs[JOB], message="m")
+        backend.message = "m"
+        told |= set(told_paths(operation.output, asyncio.run(_answer(name, backend, {**COMMON, **request}))))
+    untold = UNTOLD.get(name, frozenset())
+    # What the index tells of each image set is looked at where there is an index: tests/system/test_api.py.
+    wanted = {path for path in member_paths(operation.output) if ".DICOMTags." not in path}
+    assert {path for path in wanted - told if not any(f"{path}.".startswith(f"{one}.") for one in untold)} == set()
+    assert not told & untold
+
+
+def told_paths(shape: Shape, value: Any, path: str = "") -> Iterator[str]:
+    """Every member of a shape that a value has."""
+    if shape.type == "list" and shape.element:
+        for item in value:
+            yield from told_paths(shape.element, item, path)
+    elif shape.type == "structure":
+        for name, member in shape.members.items():
+            if value.get(name) is not None:
+                here = f"{path}.{name}" if path else name
+                yield here
+                yield from told_paths(member.shape, value[name], here)
+
+
+async def _answer(name: str, backend: Memory, request: Mapping[str, Any]) -> dict[str, Any]:
     return await SERVED[name](Operations(backend, "us-east-1", "123456789012"), request, None)
 
 
@@ -849,7 +1104,7 @@ async def call(
     query: str = "",
     headers: Sequence[tuple[bytes, bytes]] = (),
     state: dict[str, Any] | None = None,
-    backend: HealthImaging | None = None,
+    backend: Memory | None = None,
     method: str = "POST",
     kind: str = "http.request",
 ) -> list[Any]:
@@ -928,7 +1183,8 @@ def test_random_requests_never_make_it_fall_over(name: str) -> None:
 
 
 def test_the_fake_backend_is_a_backend() -> None:
-    methods = [name for name, _ in inspect.getmembers(HealthImaging, inspect.isfunction) if not name.startswith("_")]
-    assert len(methods) == 14
-    for name in methods:
-        assert inspect.signature(getattr(Memory, name)) == inspect.signature(getattr(HealthImaging, name))
+    for port, count in ((HealthImaging, 18), (History, 2)):
+        methods = [name for name, _ in inspect.getmembers(port, inspect.isfunction) if not name.startswith("_")]
+        assert len(methods) == count
+        for name in methods:
+            assert inspect.signature(getattr(Memory, name)) == inspect.signature(getattr(port, name))

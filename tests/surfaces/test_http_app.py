@@ -72,9 +72,11 @@ class Edge:
             load(environ=environ),
             dicomweb=face("dicomweb"),
             healthimaging=face("api"),
+            history=face("history"),
             operations=Operations(
                 self.database, data, sizes.get("reserve_bytes", 0), lambda: self.processes, {"aet": "GATEWAY"}
             ),
+            quarantine=face("quarantine"),
             access_log=lambda **line: self.lines.append(line),
         )
 
@@ -104,6 +106,9 @@ def edge(tmp_path: Path) -> Callable[..., Edge]:
         ("/datastore/abc/series", "dicomweb"),
         ("/datastore/abc/instances", "dicomweb"),
         ("/datastore/abc/conflicts", "dicomweb"),
+        ("/changes", "history"),
+        ("/datastore/abc/changes", "history"),
+        ("/datastore/abc/imageSet/def/diff", "history"),
         ("/datastore/abc", "api"),
         ("/datastore", "api"),
         ("/datastore/abc/searchImageSets", "api"),
@@ -211,10 +216,14 @@ class TestBrowsers:
     def test_without_credentials_any_origin_may_read(self, edge: Callable[..., Edge]) -> None:
         answer = edge()("GET", "/dicomweb/studies", headers={"origin": "https://viewer.test"})
         assert answer.headers["access-control-allow-origin"] == "*"
-        assert "ETag" in answer.headers["access-control-expose-headers"]
+        exposed = answer.headers["access-control-expose-headers"].split(", ")
+        assert {"ETag", "Content-Length", "Content-Range", "Content-Location", "Warning"} <= set(exposed)
+        assert answer.headers["cross-origin-resource-policy"] == "cross-origin"
 
     def test_with_credentials_only_origins_that_are_listed(self, edge: Callable[..., Edge]) -> None:
-        assert "access-control-allow-origin" not in edge(TOKEN)("GET", "/livez", headers={"origin": "https://a"}).headers
+        assert (
+            "access-control-allow-origin" not in edge(TOKEN)("GET", "/livez", headers={"origin": "https://a"}).headers
+        )
         call = edge({**TOKEN, "GATEWAY_HTTP__CORS_ORIGINS": '["https://a"]'})
         known = call("GET", "/livez", headers={"origin": "https://a"})
         other = call("GET", "/livez", headers={"origin": "https://b"})

@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,63 @@ def test_help_is_there(arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("arguments", [("nonsense",), ("serve", "--nonsense"), ("edit", "only-one")])
 def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:
     assert command(*arguments).returncode == 2
+
+
+def test_zip_archives_and_dicomdir_media_are_imported(gateway: RunningGateway, tmp_path: Path) -> None:
+    url = ("--url", gateway.http)
+    archive = tmp_path / "in.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as made:
+        made.write(CT, "deep/ct.dcm")
+        made.write(MR, "mr")
+        made.writestr("readme.txt", "not DICOM")
+        made.writestr("DICOMDIR", "not looked at")
+        made.writestr("__MACOSX/._ct.dcm", "hidden")
+    sent = answer("import", str(archive), *url)
+    assert (sent["stored"], sent["failed"], len(sent["studies"])) == (2, [], 2)
+    assert sent["skipped"] == [f"{archive}/readme.txt"]
+    broken = tmp_path / "broken.zip"
+    broken.write_bytes(archive.read_bytes()[:-200] + archive.read_bytes()[-100:])
+    assert command("import", str(tmp_path), *url).returncode == 2, "a broken archive is told, and nothing guessed"
+
+    medium = Path(str(get_testdata_file("DICOMDIR"))).parent / "dicomdirtests"
+    if not (medium / "DICOMDIR").is_file():
+        medium = Path(str(get_testdata_file("DICOMDIR"))).parent
+    listed = pydicom.dcmread(medium / "DICOMDIR").DirectoryRecordSequence
+    named = [record.ReferencedFileID for record in listed if "ReferencedFileID" in record]
+    sent = answer("import", str(medium / "DICOMDIR"), *url)
+    assert (sent["stored"] + len(sent["failed"]), sent["skipped"]) == (len(named), [])
+    assert sent["stored"] > 20
+
+    copy = tmp_path / "medium"
+    copy.mkdir()
+    (copy / "dicomdir").write_bytes((medium / "DICOMDIR").read_bytes())
+    refused = command("import", str(copy / "dicomdir"), *url)
+    assert (refused.returncode, f"{len(named)} of the files" in refused.stderr) == (2, True)
+
+
+def test_what_an_edit_would_change_and_what_it_changed(gateway: RunningGateway) -> None:
+    url = ("--url", gateway.http)
+    answer("import", str(CT), *url)
+    (ct,) = (one["imageSetId"] for one in image_sets(gateway))
+    edit = ("edit", gateway.datastore, ct, "--set", "PatientName=Roe^Jane")
+    would = answer(*edit, "--dry-run", *url)
+    assert (would["dryRun"], would["from"], would["to"]) == (True, 1, 2)
+    (entry,) = would["differences"]
+    assert entry == {
+        "level": "Patient",
+        "attribute": "PatientName",
+        "change": "changed",
+        "from": "CompressedSamples^CT1",
+        "to": "Roe^Jane",
+    }
+    assert answer("diff", gateway.datastore, ct, *url)["differences"] == []
+    answer(*edit, *url)
+    did = answer("diff", gateway.datastore, ct, *url)
+    assert (did["from"], did["to"], did["differences"]) == (1, 2, would["differences"])
+    back = answer("diff", gateway.datastore, ct, "--from", "2", "--to", "1", *url)
+    assert (back["differences"][0]["from"], back["differences"][0]["to"]) == ("Roe^Jane", "CompressedSamples^CT1")
+    told = command("diff", gateway.datastore, ct, *url).stdout
+    assert 'changed  Patient PatientName: "CompressedSamples^CT1" -> "Roe^Jane"' in told
+    assert command("diff", gateway.datastore, ct, "--from", "9", *url).returncode == 1
+    refused = command("edit", gateway.datastore, ct, "--set", "StudyInstanceUID=1.2", "--dry-run", *url)
+    assert (refused.returncode, "requires the force flag" in refused.stderr) == (1, True)

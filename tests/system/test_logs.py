@@ -64,13 +64,13 @@ def test_markers_reach_neither_logs_nor_metrics(gateway: RunningGateway, tmp_pat
         gateway.get(path)
     search = f"{gateway.http}/datastore/{gateway.datastore}/searchImageSets"
     criteria = {"filters": [{"values": [{"DICOMPatientId": "ZEBRAMARKER77"}], "operator": "EQUAL"}]}
-    found = httpx.post(search, json={"searchCriteria": criteria}).json()["imageSetsMetadataSummaries"]
+    found = httpx.post(search, json=criteria).json()["imageSetsMetadataSummaries"]
     assert found
     edited = command(
         "edit", gateway.datastore, found[0]["imageSetId"], "--set", "PatientName=Zebramarker^New", "--url", gateway.http
     )
     assert edited.returncode == 0, edited.stderr
-    httpx.post(search, content=b'{"searchCriteria": {"Zebramarker": 1}}')
+    httpx.post(search, content=b'{"Zebramarker": 1}')
     metrics = gateway.get("/metrics").text
     gateway.stop()
 

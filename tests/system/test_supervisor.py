@@ -89,6 +89,32 @@ def test_a_caller_waits_for_the_web_process_instead_of_being_refused(gateway: Ru
     assert gateway.get("/livez").status_code == 200
 
 
+def test_a_process_that_dies_with_news_unread_comes_back(gateway: RunningGateway) -> None:
+    """It stands still while the others' states change; killed then, its link is reset and not just ended."""
+    dimse = gateway.pids()["dimse"]
+    os.kill(dimse, signal.SIGSTOP)
+    os.kill(gateway.pids()["worker"], signal.SIGKILL)
+    gateway.wait_for_restart("worker", 0)
+    os.kill(dimse, signal.SIGKILL)
+    gateway.wait_for_restart("dimse", 0)
+    assert gateway.stop() == 0
+
+
+def test_a_process_that_is_just_starting_ends_with_its_supervisor(gateway: RunningGateway) -> None:
+    """It has loaded nothing yet, and holds the port that the next supervisor wants."""
+    first = gateway.pids()["web"]
+    os.kill(first, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while (second := gateway.pids()["web"]) == first:
+        assert time.monotonic() < deadline
+    starting = psutil.Process(second)
+    gateway.kill()
+    deadline = time.monotonic() + 1
+    while starting.is_running() and starting.status() != psutil.STATUS_ZOMBIE:  # whoever has to reap it may be slow
+        assert time.monotonic() < deadline
+    gateway.restart()
+
+
 def test_a_request_in_flight_is_answered_before_the_end(gateway: RunningGateway) -> None:
     host, _, port = gateway.http.removeprefix("http://").rpartition(":")
     body = CT.read_bytes()

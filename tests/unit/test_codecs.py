@@ -176,6 +176,53 @@ def test_round_trip_of_every_depth(stored: int, samples: int, signed: bool) -> N
             assert other.astype(f"<{'i' if signed else 'u'}{allocated // 8}").tobytes() == frame
 
 
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("syntax", [syntaxes.JPEG_2000_LOSSLESS, syntaxes.JPEG_LS_LOSSLESS, syntaxes.RLE])
+def test_round_trip_of_every_depth_in_the_syntaxes_out(syntax: str, samples: int, signed: bool) -> None:
+    sizes = itertools.cycle([(37, 131), (1, 1), (1, 300), (300, 1), (2, 2), (64, 64)])
+    for allocated, stored in itertools.product((8, 16, 32), range(1, 33)):
+        format = replace(gray(*next(sizes), allocated, stored, signed), samples=samples)
+        format = replace(format, photometric="RGB" if samples == 3 else "MONOCHROME2")
+        if stored > allocated:
+            continue
+        frame = random_frame(format)
+        if not syntaxes.holds(format, syntax):
+            assert allocated == 32
+            with pytest.raises(NotAcceptable):
+                CODECS.encode(frame, format, syntax)
+            continue
+        encoded = CODECS.encode(frame, format, syntax)
+        assert CODECS.decode(encoded, syntax, format) == frame
+        if syntax == syntaxes.JPEG_2000_LOSSLESS:
+            header = codestream.parse(encoded)
+            assert (header.bits, header.signed) == (max(stored, 2 if samples == 3 else 1), signed)
+            assert header.reversible
+            assert header.transformed == (samples == 3)
+        elif syntax == syntaxes.JPEG_LS_LOSSLESS:
+            # What a reader that knows no sign makes of it: the very bytes.
+            assert imagecodecs.jpegls_decode(encoded).astype(f"<u{allocated // 8}").tobytes() == frame
+
+
+@pytest.mark.parametrize("syntax", syntaxes.LOSSLESS_OUT)
+def test_bits_above_bits_stored_are_kept_in_the_syntaxes_out(syntax: str) -> None:
+    for signed in (False, True):
+        format = gray(20, 30, 16, 12, signed)
+        for frame in (random_frame(gray(20, 30, 16, 16)), (np.arange(600, dtype="<u2") % 4096).tobytes()):
+            assert CODECS.decode(CODECS.encode(frame, format, syntax), syntax, format) == frame
+
+
+def test_planes_become_pixels_in_the_syntaxes_out() -> None:
+    planes = np.random.default_rng(6).integers(0, 256, (3, 20, 33), np.uint8)
+    for photometric in ("RGB", "YBR_FULL"):
+        format = PixelFormat(20, 33, 3, 8, 8, False, photometric, planar=1)
+        for syntax in syntaxes.LOSSLESS_OUT:
+            encoded = CODECS.encode(planes.tobytes(), format, syntax)
+            told = syntaxes.encoded(format, syntax)
+            assert told.planar == 0
+            assert CODECS.decode(encoded, syntax, told) == planes.transpose(1, 2, 0).tobytes(), (syntax, photometric)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 900), (900, 1), (64, 64), (65, 64), (2, 3)])
 def test_base_resolution_is_at_most_64(size: tuple[int, int]) -> None:
     format = gray(*size, 16, 12)
@@ -261,7 +308,7 @@ def test_the_prefix_is_a_small_picture(size: tuple[int, int], small: tuple[int, 
     encoded = CODECS.encode(random_frame(format), format, RPCL)
     prefix = CODECS.thumbnail_prefix(encoded)
     assert 0 < prefix < len(encoded) / 8
-    native, low = CODECS.preview(encoded[:prefix], format)
+    native, low = CODECS.reduced(encoded[:prefix], format, 128)
     assert (low.rows, low.columns) == small
     assert native == imagecodecs.htj2k_decode(encoded, skipres=skipped).tobytes()
 
@@ -272,7 +319,7 @@ def test_small_frames_have_no_prefix_and_a_cut_prefix_is_refused() -> None:
     format = gray(512, 512, 8, 8)
     encoded = CODECS.encode(random_frame(format), format, RPCL)
     with pytest.raises(Corrupt):
-        CODECS.preview(encoded[: CODECS.thumbnail_prefix(encoded) - 9], format)
+        CODECS.reduced(encoded[: CODECS.thumbnail_prefix(encoded) - 9], format, 128)
 
 
 # --- damaged codestreams ------------------------------------------------------------------------------------------

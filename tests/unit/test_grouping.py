@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.domain.grouping import GroupKey, Primary, assign, key_of, partition, study_difference
+from gateway.domain.grouping import GroupKey, Primary, assign, key_of, study_difference
 from tests.corpus import CORPUS
 
 KEYS = st.builds(
@@ -22,7 +22,6 @@ KEYS = st.builds(
     study_id=st.just("S"),
     series_number=st.sampled_from(["1", "2"]),
 )
-INSTANCES = st.lists(st.tuples(KEYS, st.sampled_from(["3.1", "3.2", "3.3", "3.4"])), max_size=20)
 A = GroupKey("1.1", "2.1", "20240101", "ACC", "P1", "S1", "1")
 
 
@@ -91,36 +90,11 @@ def test_a_group_beside_the_primaries_does_not_define_its_study() -> None:
     ]
 
 
-def test_the_last_of_equal_sop_uids_stays() -> None:
-    other = variant(series_number="2")
-    groups = partition([(A, "3.1"), (other, "3.1"), (A, "3.2"), (A, "3.1"), (A, "3.1")])
-    assert [(group.key, group.members, group.superseded) for group in groups] == [
-        (A, {"3.1": 4, "3.2": 2}, {0: 4, 3: 4}),
-        (other, {"3.1": 1}, {}),
-    ]
-
-
-@given(INSTANCES, st.randoms(use_true_random=False))
-def test_order_within_a_job_does_not_matter(instances: list[tuple[GroupKey, str]], random: object) -> None:
-    shuffled = list(instances)
+@given(st.lists(KEYS, max_size=12), st.randoms(use_true_random=False))
+def test_order_within_a_job_does_not_matter(keys: list[GroupKey], random: object) -> None:
+    shuffled = list(keys)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    content = [(group.key, group.members.keys()) for group in partition(instances)]
-    assert content == [(group.key, group.members.keys()) for group in partition(shuffled)]
-    keys = [key for key, _ in instances]
-    assert assign(keys, {}, {}) == assign([key for key, _ in shuffled], {}, {})
-
-
-@given(INSTANCES)
-def test_every_instance_is_in_one_group_or_superseded(instances: list[tuple[GroupKey, str]]) -> None:
-    groups = partition(instances)
-    positions = [p for group in groups for p in [*group.members.values(), *group.superseded]]
-    assert sorted(positions) == list(range(len(instances)))
-    for group in groups:
-        for sop_uid, position in group.members.items():
-            assert instances[position] == (group.key, sop_uid)
-        for early, late in group.superseded.items():
-            assert early < late
-            assert instances[early] == instances[late]
+    assert assign(keys, {}, {}) == assign(shuffled, {}, {})
 
 
 @given(st.lists(st.lists(KEYS, max_size=8), max_size=4))
@@ -176,10 +150,10 @@ def test_the_inconsistent_series(folder: str, expected: list[tuple[int, str | No
     for _, sop_uid, values in instances:
         by_tuple[tuple(sorted(values.items()))].add(sop_uid)
 
-    groups = partition((key, sop_uid) for key, sop_uid, _ in instances)
-    assert sorted(map(sorted, by_tuple.values())) == sorted(sorted(group.members) for group in groups)
-    assignments = assign([group.key for group in groups], {}, {})
+    members: dict[GroupKey, set[str]] = defaultdict(set)
+    for key, sop_uid, _ in instances:
+        members[key].add(sop_uid)
+    assert sorted(map(sorted, by_tuple.values())) == sorted(map(sorted, members.values()))
+    assignments = assign(members, {}, {})
     assert [a.target for a in assignments] == ["primary"] + ["non-primary"] * (len(expected) - 1)
-    assert [(len(group.members), a.conflict) for group, a in zip(groups, assignments, strict=True)] == expected
-    if folder == "duplicate-sop":
-        assert set(groups[0].members.values()) == {len(files) - 1}
+    assert [(len(members[a.key]), a.conflict) for a in assignments] == expected

@@ -337,6 +337,22 @@ def test_uids_that_are_wrong_are_kept_and_flagged() -> None:
     assert header.read(instance(element(0x00081030, b"LO", b"x" * 300)), EXPLICIT).warnings == [0xB202]
 
 
+def test_a_level_attribute_of_another_kind_of_value_is_borne() -> None:
+    received = header.read(instance(element(0x00200010, b"US", b"\x07\x00")), EXPLICIT)
+    assert received.levels["Study"]["StudyID"] == 7
+
+
+@pytest.mark.parametrize(("vr", "value"), [(b"US", b"\x07\x00"), (b"UI", b"1.2\x02\x00\x00.4"), (b"UI", b"1.2\r\n.4")])
+def test_what_is_far_from_a_uid_is_refused(vr: bytes, value: bytes) -> None:
+    with pytest.raises(InvalidInput, match="StudyInstanceUID is not a UID"):
+        header.read(instance(element(0x0020000D, vr, value)), EXPLICIT)
+
+
+def test_a_file_whose_transfer_syntax_is_no_uid_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="TransferSyntaxUID is not a UID"):
+        header.read_part10(header.write_meta("1.2", "1.2", "1.2\xff3"))
+
+
 def test_values_in_both_forms() -> None:
     received = header.read(
         instance(

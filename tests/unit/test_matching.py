@@ -190,6 +190,23 @@ def test_date_and_time_ranges_make_one_interval() -> None:
     assert study(apart, StudyDate="20240102", StudyTime="1300")
 
 
+def test_an_interval_over_midnight() -> None:
+    keys = (key("StudyDate", "20240101-20240102"), key("StudyTime", "2200-0200"))
+    combined = DicomQuery(STORE, Level.STUDY, keys)
+    assert study(combined, StudyDate="20240101", StudyTime="2330")
+    assert study(combined, StudyDate="20240102", StudyTime="0100")
+    assert not study(combined, StudyDate="20240101", StudyTime="1000")
+    assert not study(combined, StudyDate="20240102", StudyTime="0301")
+    for query in (
+        DicomQuery(STORE, Level.STUDY, keys, combined_datetime=False),
+        DicomQuery(STORE, Level.STUDY, keys[1:]),
+        DicomQuery(STORE, Level.STUDY, (key("StudyDate", "20240101-20240101"), keys[1])),
+        DicomQuery(STORE, Level.STUDY, (key("StudyDate", "20240102-20240101"), keys[1])),
+    ):
+        with pytest.raises(InvalidInput, match="before it begins"):
+            conditions(query)
+
+
 def test_ranges_open_at_different_sides_stay_apart() -> None:
     query = DicomQuery(STORE, Level.STUDY, (key("StudyDate", "20240101-"), key("StudyTime", "-1200")))
     assert study(query, StudyDate="20240105", StudyTime="1100")

@@ -151,6 +151,15 @@ def test_values_go_both_ways(key: str, value: Any, element: dict[str, Any]) -> N
     assert metadata.doc_value(key, element) == value
 
 
+def test_values_that_do_not_fit_their_keyword_are_borne() -> None:
+    """They came under another VR than the dictionary's."""
+    values = {"PatientName": 7, "ReferencedStudySequence": "text", "OtherPatientNames": [1.5, None]}
+    made = metadata.to_dicom_json(values)
+    assert made["00100010"] == {"vr": "PN", "Value": [{"Alphabetic": "7"}]}
+    assert made["00081110"] == {"vr": "SQ", "Value": []}
+    assert made["00101001"] == {"vr": "PN", "Value": [{"Alphabetic": "1.5"}, None]}
+
+
 def test_what_the_json_forms_leave_out_or_force() -> None:
     made = metadata.to_dicom_json(
         {

@@ -66,6 +66,40 @@ OCTETS_NATIVE = Form(OCTETS, LE, True)
 JPHC = Form("image/jphc", RPCL, True)
 
 
+EVERYTHING = (RPCL, LE, _R + ".4.201", J2K, _R + ".4.80", _R + ".5")
+"""What an instance that is stored without loss can be had in."""
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        # What is not named stays what it was before there was a choice.
+        (None, OCTETS_NATIVE),
+        ("*/*", OCTETS_NATIVE),
+        (STARRED, OCTETS_STORED),
+        (OHIF_QUOTED, OCTETS_STORED),
+        (NATIVE, OCTETS_NATIVE),
+        ('multipart/related; type="*/*"; transfer-syntax=*', JPHC),
+        ('multipart/related; type="image/*"; transfer-syntax=*', JPHC),
+        ('multipart/related; type="image/jphc"', JPHC),
+        ('multipart/related; type="image/jphc"; transfer-syntax=*', JPHC),
+        (JS_MIXED, JPHC),
+        # A type means its usual syntax, and a syntax the one named (TS-08).
+        ('multipart/related; type="image/jp2"', Form("image/jp2", J2K, True)),
+        ("image/jls", Form("image/jls", _R + ".4.80", False)),
+        ("image/x-dicom-rle", Form("image/dicom-rle", _R + ".5", False)),
+        (f"image/jphc; transfer-syntax={_R}.4.201", Form("image/jphc", _R + ".4.201", False)),
+        (OHIF_CONFIGURED, Form("image/jp2", J2K, True)),
+        (f"application/octet-stream; transfer-syntax={J2K}", Form(OCTETS, J2K, False)),
+        (f'multipart/related; type="image/jp2"; transfer-syntax={RPCL}', None),
+        (f'multipart/related; type="image/jp2"; transfer-syntax={_R}.4.91', None),
+        ('multipart/related; type="image/jpeg"', None),
+    ],
+)
+def test_frames_of_many_syntaxes(header: str | None, expected: Form | None) -> None:
+    assert frames(header, EVERYTHING) == expected
+
+
 @pytest.mark.parametrize(
     ("header", "expected"),
     [

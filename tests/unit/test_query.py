@@ -10,6 +10,7 @@ from gateway.domain.ids import DatastoreId
 from gateway.domain.query import (
     INSTANCE_ATTRIBUTES,
     RETURNED,
+    SERIES_BESIDE,
     SUPPORTED,
     DicomQuery,
     Key,
@@ -141,4 +142,4 @@ def test_instances_can_be_asked_for_anything_but_pixels() -> None:
 
 def test_what_an_index_has_at_hand_is_what_instances_give_it() -> None:
     # A tag here that no header hands over would match nothing, without a word.
-    assert INSTANCE_ATTRIBUTES <= _INDEXED
+    assert INSTANCE_ATTRIBUTES | SERIES_BESIDE <= _INDEXED

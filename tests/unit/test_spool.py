@@ -415,8 +415,9 @@ def test_what_was_synced_survives_kill_9(tmp_path: Path) -> None:
     while acknowledged < 450:
         acknowledged = int(writer.stdout.readline())
     reader = Spool(tmp_path, "worker")
-    held = [segment for segment in reader.segments() if reader.abandoned(segment) is None]
-    assert held == reader.segments()  # its writer lives, and has submitted nothing
+    segments = reader.segments()
+    held = [segment for segment in segments if reader.abandoned(segment) is None]
+    assert held == segments  # its writer lives, and has submitted nothing
     writer.send_signal(signal.SIGKILL)
     rest = writer.stdout.read().split()
     acknowledged = int(rest[-1]) if rest else acknowledged

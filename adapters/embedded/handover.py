@@ -1,0 +1,251 @@
+"""Orders handed over directly: from the process that staged the instances to a worker that has time for them.
+
+A worker listens on a Unix socket in the run folder; what comes and goes is one JSON value a line. It says whether it is
+free (`true`, `false`); it is sent orders and answers each, `[job, outcomes]`, after its publication is durable, or
+`[job, null]` when the order has to become an ordinary job. A connection that ends answers nothing: then, too, the order
+becomes one, and its id keeps it from being done twice (`jobs.insert_job`).
+"""
+
+import asyncio
+import contextlib
+import os
+import selectors
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import orjson
+
+from adapters.embedded.jobs import Order
+from gateway.domain.ids import JobId
+from gateway.domain.model import Outcome
+
+_SUFFIX = ".door"
+_LONGEST_PATH = 100
+"""Bytes of the name of a Unix socket, on every system."""
+_LOOK_S = 0.5
+_BACKLOG = 16
+_RECEIVED = 1 << 16
+
+
+@contextlib.contextmanager
+def _address(path: Path) -> Iterator[str]:
+    """A name for a Unix socket, which may not be long: on Linux any path has a short one. Raises OSError."""
+    if len(os.fsencode(path)) <= _LONGEST_PATH:
+        yield str(path)
+        return
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{path.name}"
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(slots=True)
+class _Lines:
+    """One end of a connection."""
+
+    socket: socket.socket
+    _rest: bytes = b""
+
+    def read(self) -> tuple[list[bytes], bool]:
+        """The lines that have come, and whether the other side is still there."""
+        data, alive = [self._rest], True
+        with contextlib.suppress(BlockingIOError):
+            try:
+                while alive:
+                    data.append(self.socket.recv(_RECEIVED))
+                    alive = bool(data[-1])
+            except (ConnectionError, TimeoutError):
+                alive = False
+        *lines, self._rest = b"".join(data).split(b"\n")
+        return lines, alive
+
+    def send(self, value: object) -> bool:
+        """Whether it went out whole: who does not read is not waited for."""
+        line = orjson.dumps(value) + b"\n"
+        try:
+            return self.socket.send(line) == len(line)
+        except OSError:
+            return False
+
+
+# ---------------------------------------------------------------- the worker's side
+
+
+@dataclass(slots=True)
+class Given:
+    """An order that a worker was given."""
+
+    order: Order
+    answer: Callable[[Sequence[Outcome] | None], None]
+    """Tells what became of it; None: it is to become a job."""
+
+
+class Taker:
+    """Where a worker is given orders. One thread uses it; `fileno` is readable when there is something to `take`."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._path = folder / f"{name}{_SUFFIX}"
+        self._free = True
+        self._selector = selectors.DefaultSelector()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.setblocking(False)
+        # A folder whose name is too long for this system has no door: there, every import is a job.
+        with contextlib.suppress(OSError), _address(self._path) as address:
+            self._listener.bind(address)
+            os.chmod(self._path, 0o600)
+            self._listener.listen(_BACKLOG)
+            self._selector.register(self._listener, selectors.EVENT_READ)
+
+    def fileno(self) -> int:
+        return self._selector.fileno()
+
+    def take(self) -> list[Given]:
+        """What has been given since; never waits."""
+        taken: list[Given] = []
+        for key, _ in self._selector.select(0):
+            if key.fileobj is self._listener:
+                self._welcome()
+                continue
+            lines: _Lines = key.data
+            texts, alive = lines.read()
+            if alive:
+                taken += [self._given(lines, text) for text in texts]
+            else:  # what it had staged is found in the spool, and imported by a job
+                self._drop(lines)
+        return taken
+
+    def say(self, *, free: bool) -> None:
+        """Whether orders are welcome: those that come all the same have to wait."""
+        if free != self._free:
+            self._free = free
+            for lines in self._connections():
+                if not lines.send(free):
+                    self._drop(lines)
+
+    def close(self) -> None:
+        """Ends every connection, which hands back what was not answered; may be called again."""
+        if self._listener.fileno() < 0:
+            return
+        self._path.unlink(missing_ok=True)
+        for lines in self._connections():
+            self._drop(lines)
+        self._listener.close()
+        self._selector.close()
+
+    def _connections(self) -> list[_Lines]:
+        return [key.data for key in self._selector.get_map().values() if key.data is not None]
+
+    def _welcome(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # it has gone already
+            return
+        connection.setblocking(False)
+        lines = _Lines(connection)
+        self._selector.register(connection, selectors.EVENT_READ, lines)
+        lines.send(self._free)
+
+    def _given(self, lines: _Lines, text: bytes) -> Given:
+        order = Order(**orjson.loads(text))
+
+        def answer(outcomes: Sequence[Outcome] | None) -> None:
+            if not lines.send([order.id, outcomes]):
+                self._drop(lines)
+
+        return Given(order, answer)
+
+    def _drop(self, lines: _Lines) -> None:
+        if lines.socket.fileno() >= 0:
+            self._selector.unregister(lines.socket)
+            lines.socket.close()
+
+
+# ---------------------------------------------------------------- the side of who has instances
+
+
+@dataclass(slots=True, eq=False)
+class _Link:
+    """To one worker."""
+
+    lines: _Lines
+    loop: asyncio.AbstractEventLoop
+    is_free: bool = False
+    waiting: dict[JobId, "asyncio.Future[list[Outcome] | None]"] = field(default_factory=dict)
+
+
+class Giver:
+    """Gives orders to workers, the least busy first. Lives on one event loop."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._links: dict[str, _Link] = {}
+        self._looked = float("-inf")
+
+    async def give(self, order: Order, timeout_s: float) -> list[Outcome] | None:
+        """What became of the staged instances, in their order; None when no worker took them, or none has answered."""
+        if time.monotonic() - self._looked > _LOOK_S:
+            self._look()
+        free = [name for name, link in self._links.items() if link.is_free]
+        if not free:
+            return None
+        name = min(free, key=lambda name: len(self._links[name].waiting))
+        link = self._links[name]
+        answered: asyncio.Future[list[Outcome] | None] = asyncio.get_running_loop().create_future()
+        link.waiting[order.id] = answered
+        if not link.lines.send(asdict(order)):
+            self._lose(name)
+        await asyncio.wait({answered}, timeout=timeout_s)
+        link.waiting.pop(order.id, None)
+        return answered.result() if answered.done() else None
+
+    def close(self) -> None:
+        for name in list(self._links):
+            self._lose(name)
+
+    def _look(self) -> None:
+        """Finds workers that have begun since; what they say comes later."""
+        self._looked = time.monotonic()
+        loop = asyncio.get_running_loop()
+        with os.scandir(self._folder) as entries:
+            doors = [entry.name for entry in entries if entry.name.endswith(_SUFFIX)]
+        for name in doors:
+            if name in self._links:
+                continue
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.setblocking(False)
+            try:
+                with _address(self._folder / name) as address:
+                    connection.connect(address)
+            except OSError:  # the door of one that has died, or is too busy to open it
+                connection.close()
+                continue
+            self._links[name] = _Link(_Lines(connection), loop)
+            loop.add_reader(connection, self._heard, name)
+
+    def _heard(self, name: str) -> None:
+        link = self._links[name]
+        texts, alive = link.lines.read()
+        for text in texts:
+            said = orjson.loads(text)
+            if isinstance(said, bool):
+                link.is_free = said
+                continue
+            job, outcomes = said
+            answered = link.waiting.pop(job, None)
+            if answered is not None and not answered.done():
+                answered.set_result(None if outcomes is None else [Outcome(**fields) for fields in outcomes])
+        if not alive:
+            self._lose(name)
+
+    def _lose(self, name: str) -> None:
+        link = self._links.pop(name)
+        if not link.loop.is_closed():
+            link.loop.remove_reader(link.lines.socket)
+        link.lines.socket.close()
+        for answered in link.waiting.values():
+            if not answered.done() and not link.loop.is_closed():
+                answered.set_result(None)

@@ -1,0 +1,75 @@
+"""Search made anew from the truth: every version as it was published, in the order of the change feed."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+
+from adapters.embedded import docs
+from adapters.embedded.publishing import load_state, searchable_beside, shown_attributes
+from adapters.sql import index
+from adapters.sql import tables as t
+from adapters.sql.database import Database
+from gateway.domain.edits import Overlay
+from gateway.domain.ids import DatastoreId
+
+
+def rebuild(database: Database) -> int:
+    """Makes the derived tables anew in one transaction, the past with them; how many publications they are made of.
+
+    Writers wait meanwhile; readers see the old answers until it is done.
+    """
+    with database.write() as connection:
+        changes = list(published(connection))
+        index.rebuild(connection, changes)
+    return len(changes)
+
+
+def published(connection: sa.Connection) -> Iterator[tuple[int, index.SetRow | int]]:
+    """What `index.rebuild` takes: (seq, row of the image set as published, or the key of a deleted one) in order.
+
+    The derived tables are not looked at: they may be lost.
+    """
+    stores = {pk: DatastoreId(name) for pk, name in connection.execute(sa.select(t.datastore.c.pk, t.datastore.c.id))}
+    v = t.version
+    beside: dict[int, dict[str, Any]] = {}
+    for change in connection.execute(sa.select(t.change).order_by(t.change.c.datastore_pk, t.change.c.seq)).all():
+        pk = change.image_set_pk
+        if change.kind == "delete":
+            yield change.seq, pk
+            continue
+        if pk not in beside:
+            beside[pk] = _beside(connection, pk)
+        state = load_state(connection, pk, stores[change.datastore_pk])
+        row = connection.execute(sa.select(v).where(v.c.image_set_pk == pk, v.c.version == change.version)).one()
+        state.levels = orjson.loads(docs.get_json(connection, row.levels_doc) or b"{}")
+        state.overlay = Overlay.from_json(docs.get_json(connection, row.overlay_doc) or b"{}")
+        state.beside = beside[pk]
+        state.searchable = None
+        yield (
+            change.seq,
+            index.SetRow(
+                image_set_pk=pk,
+                datastore_pk=state.datastore_pk,
+                is_primary=state.is_primary,
+                study_uid=row.study_uid,
+                series_uid=row.series_uid,
+                attributes=shown_attributes(state),
+                n_instances=row.n_instances,
+                created_at=state.created_at,
+                updated_at=row.at,
+            ),
+        )
+
+
+def _beside(connection: sa.Connection, image_set_pk: int) -> dict[str, Any]:
+    """The series keys that instances keep, of the first instance that the image set had."""
+    attrs = connection.execute(
+        sa.select(t.record.c.attrs)
+        .join(t.member, t.member.c.record_pk == t.record.c.pk)
+        .where(t.member.c.image_set_pk == image_set_pk)
+        .order_by(t.member.c.v_from, t.member.c.pk)
+        .limit(1)
+    ).scalar()
+    return searchable_beside(orjson.loads(attrs or "{}"))
