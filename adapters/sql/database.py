@@ -27,6 +27,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from gateway.domain.errors import Unavailable
 
 _BUSY_S = 30
+_CLOSING_S = 10
 _CONNECT_PRAGMAS = (
     f"PRAGMA busy_timeout={_BUSY_S * 1000}",
     "PRAGMA foreign_keys=ON",
@@ -135,11 +136,17 @@ class Database:
             self.engine = create(pool_size=10, max_overflow=10, pool_pre_ping=True)
             self._fair = None
             relaxed = self.engine
+        self._open: set[object] = set()
+        self._engines = {self.engine, relaxed}
+        for engine in self._engines:
+            event.listen(engine, "connect", lambda connection, _: self._open.add(connection))
+            event.listen(engine, "close", lambda connection, _: self._open.discard(connection))
         self._durable = self.engine.execution_options(gateway_begin="BEGIN IMMEDIATE")
         self._relaxed = relaxed.execution_options(gateway_begin="BEGIN IMMEDIATE")
         self._driver_fault: type[Exception] = self.engine.dialect.loaded_dbapi.OperationalError
         self._watch: sqlite3.Connection | None = None
         self._watch_lock = threading.Lock()
+        self._closed = False
         self._reader = self.engine.execution_options(gateway_begin=None)
 
     @contextmanager
@@ -207,18 +214,33 @@ class Database:
         if not self.is_sqlite:
             return None
         with self._watch_lock:
+            if self._closed:
+                raise Unavailable("The store is closed.")
             if self._watch is None:
                 self._watch = sqlite3.connect(str(self.url.database), check_same_thread=False, isolation_level=None)
             number: int = self._watch.execute("PRAGMA data_version").fetchone()[0]
         return number
 
     def close(self) -> None:
+        """No connection is made any more; those that other threads still use are closed when they are given back."""
         with self._watch_lock:
+            self._closed = True
             if self._watch is not None:
                 self._watch.close()
                 self._watch = None
-        self.engine.dispose()
-        self._relaxed.dispose()
+        pools = [engine.pool for engine in self._engines]
+        for engine in self._engines:
+            event.listen(engine, "do_connect", _refuse)
+            engine.dispose()
+        deadline = time.monotonic() + _CLOSING_S
+        while self._open and time.monotonic() < deadline:
+            time.sleep(0.001)
+            for pool in pools:
+                pool.dispose()
+
+
+def _refuse(*_: object) -> None:
+    raise Unavailable("The store is closed.")
 
 
 class _FairLock:
