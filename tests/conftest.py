@@ -5,7 +5,6 @@ import os
 import secrets
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,15 @@ from tests.running import RunningGateway
 POSTGRES = os.environ.get("GATEWAY_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1/test")
 REQUIRE_ALL = os.environ.get("REQUIRE") == "all"
 
-# Programs of the same names (storescu, findscu) come with pynetdicom: those of our own environment are not meant.
+# Programs of the same names (storescu, findscu) come with pynetdicom: those of Python environments are not meant.
 _PATH = os.pathsep.join(
-    [part for part in os.get_exec_path() if part != str(Path(sys.executable).parent)] + ["/usr/sbin", "/usr/local/sbin"]
+    [part for part in os.get_exec_path() if not (Path(part).parent / "pyvenv.cfg").exists()]
+    + ["/usr/sbin", "/usr/local/sbin"]
 )
 
 
 def tool(*names: str) -> str | None:
-    """Where the first of these programs is, outside our own Python environment."""
+    """Where the first of these programs is, outside Python's environments."""
     return next((found for name in names if (found := shutil.which(name, path=_PATH))), None)
 
 

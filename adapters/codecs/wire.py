@@ -22,7 +22,8 @@ def send(connection: socket.socket, head: dict[str, Any], payload: bytes | memor
     words = json.dumps(head).encode()
     try:
         connection.sendall(_LENGTHS.pack(len(words), len(payload)) + words)
-        connection.sendall(payload)
+        if payload:  # to send nothing can fail: the other side may have answered the head and gone
+            connection.sendall(payload)
     except TimeoutError:
         raise
     except OSError as error:

@@ -51,12 +51,14 @@ def test_who_dies_while_an_instance_is_handed_over(gateway: RunningGateway) -> N
                 return own.stow([instance])
 
         def hand_over_to_nobody(victim: str, instance: Instance) -> Future[set[str]]:
-            """Stops the worker, sends, and kills once the instance is in its hands, or nearly."""
+            """Stops the worker, sends, and kills once the instance is in its hands, or nearly.
+
+            A worker that was stopped before it said that it is free again gets a job: what follows holds then, too.
+            """
             os.kill(gateway.pids()["worker"], signal.SIGSTOP)
-            before, jobs = spooled(data), asked(data, "SELECT count(*) FROM job")
+            before = spooled(data)
             asking = pool.submit(send, instance)
             until(lambda: spooled(data) > before)
-            assert asked(data, "SELECT count(*) FROM job") == jobs
             os.kill(gateway.pids()[victim], signal.SIGKILL)
             return asking
 

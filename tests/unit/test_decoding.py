@@ -5,6 +5,7 @@ import hashlib
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,14 +13,16 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
 import pytest
 
-from adapters.codecs import codestream
+from adapters.codecs import codestream, wire
 from adapters.codecs.decoding import DecodePool
 from adapters.codecs.native import Samples
 from adapters.codecs.registry import Codecs, Decoder, Encoder
@@ -371,3 +374,16 @@ def test_it_knows_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "Max core file size        0" in Path(f"/proc/{child}/limits").read_text()
     finally:
         pool.close()
+
+
+def test_who_answers_and_goes_has_been_sent_everything() -> None:
+    """A decode process may die of its first frame while the message's empty end is still to be sent."""
+
+    class Hasty(socket.socket):
+        def sendall(self, data: Any, flags: int = 0) -> None:
+            super().sendall(data, flags)
+            theirs.close()
+
+    ours, theirs = socket.socketpair()
+    with closing(Hasty(fileno=ours.detach())) as hasty:
+        wire.send(hasty, {"do": "ingest"})
