@@ -17,7 +17,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m demo", description="Shows the main job, from end to end.")
     parser.add_argument("--keep", action="store_true", help="leave the gateway running until Ctrl-C")
     keep: bool = parser.parse_args().keep
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started it in the background, without SIGINT
+        signal.signal(number, _interrupt)
     warnings.filterwarnings("ignore", module="pydicom")  # about the files; they are sent as they are
     screen = Screen()
     began = time.monotonic()
