@@ -145,9 +145,7 @@ class EmbeddedBackend:
         return await self._run(self._page, query, t.datastore.c.pk, page, datastore_of)
 
     async def delete_datastore(self, datastore: DatastoreId) -> Datastore:
-        deleted = await self._run(delete_datastore, self._database, self._events, datastore)
-        self._reader.forget_datastore(datastore)
-        return deleted
+        return await self._run(delete_datastore, self._database, self._events, datastore)
 
     async def tags(self, resource: Resource) -> Mapping[str, str]:
         return await self._run(tagging.read, self._database, resource)
@@ -169,7 +167,7 @@ class EmbeddedBackend:
     async def list_imports(
         self, datastore: DatastoreId, status: JobStatus | None, page: PageRequest
     ) -> Page[ImportJob]:
-        pk = await self._run(self._reader.datastore_pk, datastore)
+        pk = await self._run(self._reader.active, datastore)
         # Jobs of STOW and DIMSE have no S3 URIs, which the API requires: they are not listed (healthimaging.md 11.1).
         query = (
             sa.select(t.job)
@@ -185,7 +183,7 @@ class EmbeddedBackend:
         return await self._run(self._page, query, t.job.c.pk, page, lambda row: job_of(row, datastore))
 
     async def start_import(self, datastore: DatastoreId, request: ImportRequest) -> ImportJob:
-        pk = await self._run(self._reader.datastore_pk, datastore)
+        pk = await self._run(self._reader.active, datastore)
         if not self._has_buckets:
             raise InvalidInput(
                 "This gateway has no buckets. Start it with --s3-root FOLDER, or set GATEWAY_S3_ENDPOINT_URL."
@@ -197,7 +195,7 @@ class EmbeddedBackend:
     async def search(
         self, datastore: DatastoreId, criteria: SearchCriteria, page: PageRequest
     ) -> Page[ImageSetSummary]:
-        pk = await self._run(self._reader.datastore_pk, datastore)
+        pk = await self._run(self._reader.active, datastore)
         items, token = await self._run(self._index.search_image_sets, pk, criteria, page.size, page.token)
         return Page(items, token)
 
@@ -205,7 +203,7 @@ class EmbeddedBackend:
         return await self._run(self._get_image_set, ref)
 
     def _get_image_set(self, ref: ImageSetRef) -> ImageSet:
-        pk = self._reader.datastore_pk(ref.datastore)
+        pk = self._reader.key_of(ref.datastore)
         s, v = t.image_set, t.version
         with self._database.read() as connection:
             row = connection.execute(
@@ -226,7 +224,7 @@ class EmbeddedBackend:
         return found
 
     async def list_versions(self, ref: ImageSetRef, page: PageRequest) -> Page[ImageSet]:
-        pk = await self._run(self._reader.datastore_pk, ref.datastore)
+        pk = await self._run(self._reader.key_of, ref.datastore)
         return await self._run(self._list_versions, pk, ref, page)
 
     def _list_versions(self, datastore_pk: int, ref: ImageSetRef, page: PageRequest) -> Page[ImageSet]:
@@ -253,15 +251,15 @@ class EmbeddedBackend:
         return found
 
     async def update_metadata(self, ref: ImageSetRef, expected: int, update: MetadataUpdate) -> ImageSet:
-        pk = await self._run(self._reader.datastore_pk, ref.datastore)
+        pk = await self._run(self._reader.key_of, ref.datastore)
         return await self._run(self._mutations.accept_update, pk, ref, expected, update)
 
     async def copy(self, request: CopyRequest) -> CopyResult:
-        pk = await self._run(self._reader.datastore_pk, request.source.datastore)
+        pk = await self._run(self._reader.key_of, request.source.datastore)
         return await self._run(self._copying.accept, pk, request)
 
     async def delete(self, ref: ImageSetRef, actor: str | None = None) -> ImageSet:
-        pk = await self._run(self._reader.datastore_pk, ref.datastore)
+        pk = await self._run(self._reader.key_of, ref.datastore)
         return await self._run(self._mutations.accept_delete, pk, ref, actor)
 
     def _accessed(self, *image_sets: ImageSetId) -> None:
@@ -273,7 +271,7 @@ class EmbeddedBackend:
     # ------------------------------------------------------------ history
 
     async def changes(self, datastore: DatastoreId, after: int, limit: int) -> tuple[Sequence[Change], int]:
-        pk = await self._run(self._reader.datastore_pk, datastore)
+        pk = await self._run(self._reader.active, datastore)
         return await self._run(self._changes, pk, after, limit)
 
     def _changes(self, datastore_pk: int, after: int, limit: int) -> tuple[Sequence[Change], int]:
@@ -306,7 +304,7 @@ class EmbeddedBackend:
     async def preview(
         self, ref: ImageSetRef, expected: int, update: MetadataUpdate
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        pk = await self._run(self._reader.datastore_pk, ref.datastore)
+        pk = await self._run(self._reader.key_of, ref.datastore)
         return await self._run(self._preview, pk, ref, expected, update)
 
     def _preview(
@@ -371,7 +369,7 @@ class EmbeddedBackend:
         return await self._run(self._index.find, query)
 
     async def submit(self, datastore: DatastoreId, items: Sequence[Staged]) -> JobId:
-        order = order_of(JobId(new_id()), await self._run(self._reader.datastore_pk, datastore), items)
+        order = order_of(JobId(new_id()), await self._run(self._reader.key_of, datastore), items)
         await self._run(self._intake.submit, order)
         self._spool.submitted(items)
         return order.id
@@ -379,9 +377,9 @@ class EmbeddedBackend:
     async def imported(
         self, datastore: DatastoreId, items: Sequence[Staged], timeout_s: float
     ) -> Sequence[Outcome] | None:
-        datastore_pk = self._reader.known_datastore_pk(datastore)
+        datastore_pk = self._reader.known_key(datastore)
         if datastore_pk is None:  # a way to a thread and back costs more than all else that is done here
-            datastore_pk = await self._run(self._reader.datastore_pk, datastore)
+            datastore_pk = await self._run(self._reader.key_of, datastore)
         order = order_of(JobId(new_id()), datastore_pk, items)
         # Whoever asked may leave: what he sent is imported all the same.
         task = asyncio.create_task(self._import(order, items, timeout_s))
@@ -407,7 +405,7 @@ class EmbeddedBackend:
         return await loop.run_in_executor(self._waiters, self._intake.result, job, timeout_s)
 
     async def conflicts(self, datastore: DatastoreId, page: PageRequest) -> Page[ConflictEntry]:
-        pk = await self._run(self._reader.datastore_pk, datastore)
+        pk = await self._run(self._reader.active, datastore)
         c, s = t.conflict, t.image_set
         query = (
             sa.select(c, s.c.id.label("set_id"), s.c.study_uid, s.c.series_uid)

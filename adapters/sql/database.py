@@ -148,6 +148,8 @@ class Database:
         self._watch_lock = threading.Lock()
         self._closed = False
         self._reader = self.engine.execution_options(gateway_begin=None)
+        if not self.is_sqlite:  # two ways to the server and back less, which a transaction of one statement costs
+            self._reader = self._reader.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:

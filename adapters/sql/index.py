@@ -379,7 +379,6 @@ class SqlIndex:
         self._instance_json = instance_json
         self._document_budget = document_budget
         self._row_budget = row_budget
-        self._datastores: dict[DatastoreId, int] = {}
 
     def find(self, query: DicomQuery) -> SearchAnswer:
         """The page of rows that a query asks for: studies with the newest update first, series of each by number,
@@ -413,13 +412,11 @@ class SqlIndex:
             raise Unavailable("The index cannot be read now; try again later") from fault
 
     def _datastore(self, session: _Session, datastore: DatastoreId) -> int:
-        pk = self._datastores.get(datastore)
-        if pk is None:
-            found = session.first("SELECT pk FROM datastore WHERE id=?", datastore)
-            if found is None:
-                raise NotFound("There is no such data store")
-            pk = self._datastores[datastore] = int(found[0])
-        return pk
+        # Asked anew each time: any process may have deleted it.
+        found = session.first("SELECT pk FROM datastore WHERE id=? AND status<>'DELETED'", datastore)
+        if found is None:
+            raise NotFound("There is no such data store")
+        return int(found[0])
 
 
 class _Search:

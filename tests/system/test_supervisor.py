@@ -13,7 +13,7 @@ import psutil
 import pytest
 from pydicom.data import get_testdata_file
 
-from tests.running import STOP_S, RunningGateway, command
+from tests.running import STOP_S, RunningGateway, command, wait_until_refused
 
 Start = Callable[..., RunningGateway]
 CT = Path(str(get_testdata_file("CT_small.dcm")))
@@ -21,17 +21,6 @@ CT = Path(str(get_testdata_file("CT_small.dcm")))
 
 def family(gateway: RunningGateway) -> list[psutil.Process]:
     return psutil.Process(gateway.pid).children(recursive=True)
-
-
-def wait_until_refused(host: str, port: int) -> None:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection((host, port), 1).close()
-        except ConnectionRefusedError:
-            return
-        time.sleep(0.02)
-    raise AssertionError("the listener still accepts")
 
 
 def test_a_day_in_the_life(start_gateway: Start) -> None:
