@@ -166,6 +166,9 @@ image_set = Table(
     ),
     Index("ix_image_set_study", "datastore_pk", "study_uid"),
 )
+LIVING_PRIMARY = text("image_set.is_primary AND image_set.state <> 'DELETED'")
+"""To be asked in these words: SQLite uses a partial index only where the query repeats its condition term by term, and
+would else walk the data store (`is_primary = 1` is another term)."""
 
 doc = Table(  # small content-addressed documents: levels, overlays, ready head chunks
     "doc",

@@ -16,8 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, create_engine, event, insert, select, update
 
-from adapters.sql import index as sql_index
-from adapters.sql.index import SetRow, SqlIndex, publish_set, rebuild, remove_set
+from adapters.sql.index import SetRow, SqlIndex, publish_set, rebuild, remove_set, session
 from adapters.sql.tables import (
     END,
     blob,
@@ -489,8 +488,8 @@ def _query(catalogue: Catalogue, rng: random.Random) -> DicomQuery:
 def _hold_to_the_plan(engine: Engine, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
     # With one or two rows held to be many, both ways to drive a search are taken.
-    monkeypatch.setattr("adapters.sql.index._SMALL", rng.choice([0, 1, 1000]))
-    monkeypatch.setattr("adapters.sql.index._CHUNK", rng.choice([1, 500]))
+    monkeypatch.setattr("adapters.sql.index.selecting._SMALL", rng.choice([0, 1, 1000]))
+    monkeypatch.setattr("adapters.sql.index.loading._CHUNK", rng.choice([1, 500]))
     catalogue = _filled(engine, rng)
     index = catalogue.index()
     for _ in range(25):
@@ -693,13 +692,13 @@ def test_one_more_instance_costs_five_statements(engine: Engine, monkeypatch: py
     catalogue = Catalogue(engine)
     pks = _small(catalogue)
     seen: list[str] = []
-    for_driver = sql_index._for_driver
+    for_driver = session._for_driver
 
     def noting(sql: str, postgres: bool) -> str:
         seen.append(sql.split()[0])
         return for_driver(sql, postgres)
 
-    monkeypatch.setattr(sql_index, "_for_driver", noting)
+    monkeypatch.setattr(session, "_for_driver", noting)
     catalogue.change(pks["ct"], [instance("1.1.9", "9")])
     monkeypatch.undo()
     assert seen == ["SELECT", "UPDATE", "SELECT", "UPDATE", "UPDATE"]
