@@ -1,6 +1,6 @@
 """`kill -9` of any process while instances and edits come in: nothing acknowledged is lost, doubled or half-visible.
 
-    python -m campaigns.kill --points 1000 --seed 1 [--database postgresql+psycopg://...]
+    python -m campaigns.kill --points 1000 --seed 1 [--database postgresql] [--web 2] [--workers 4]
 
 In each round, one study is sent over several associations and STOW-RS clients while its image sets are edited and those
 of the round before deleted, encoding and sweeping go on, and one process after the other is killed at a random moment.
@@ -450,23 +450,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--round", type=int, default=20, help="kills before everything is looked at")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--database", help="SQLAlchemy URL of an empty database [default: SQLite]")
+    parser.add_argument("--web", type=int, default=1, help="web processes")
+    parser.add_argument("--database", help="sqlite, postgresql (a fresh one), or the SQLAlchemy URL of an empty one")
     parser.add_argument("--keep", type=Path, help="a folder for the data and the log, kept afterwards")
     options = parser.parse_args(arguments)
-    environment = dict(ENVIRONMENT)
-    if options.database:
-        url = options.database.replace("postgresql://", "postgresql+psycopg://")
-        environment["GATEWAY_DATABASE_URL"] = url
+    several = {"GATEWAY_HTTP__PROCESSES": str(options.web), "GATEWAY_WORKERS": str(options.workers)}
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         gateway = RunningGateway(
-            folder / "data", "--workers", str(options.workers), env=environment, ports=lasting_ports()
+            folder / "data", env={**ENVIRONMENT, **several}, ports=lasting_ports(), database=options.database
         )
         try:
             report = Campaign(gateway, options.seed).run(options.points, options.round)
         finally:
-            gateway.stop()
+            gateway.close()
     print(report)
     return 0 if report.is_whole else 1
 

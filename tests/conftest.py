@@ -13,7 +13,7 @@ import pytest
 
 from tests.corpus import CORPUS
 from tests.databases import POSTGRES, create_database, drop_database, libpq
-from tests.running import RunningGateway
+from tests.running import DATABASE, RunningGateway
 
 REQUIRE_ALL = os.environ.get("REQUIRE") == "all"
 
@@ -76,6 +76,11 @@ def require(component: str) -> None:
     if REQUIRE_ALL:
         pytest.fail(f"{name} is missing (REQUIRE=all)", pytrace=False)
     pytest.skip(f"{name} is missing")
+
+
+def pytest_sessionstart() -> None:
+    if DATABASE == "postgresql" and not is_here("postgres"):
+        pytest.exit("GATEWAY_TEST_DATABASE=postgresql: no PostgreSQL answers at GATEWAY_TEST_POSTGRES", 2)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -13,11 +13,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil  # type: ignore[import-untyped,unused-ignore]
 
 from tests.databases import asked, create_database, drop_database
 
@@ -25,6 +26,8 @@ ROOT = Path(__file__).parents[1]
 DATABASE = os.environ.get("GATEWAY_TEST_DATABASE", "sqlite")
 SEVERAL = {"GATEWAY_HTTP__PROCESSES": "2", "GATEWAY_WORKERS": "4"}
 """The settings of a gateway with several processes of each kind that may be several."""
+ALONE = {"GATEWAY_HTTP__PROCESSES": "1", "GATEWAY_WORKERS": "1"}
+"""Those of one that has none twice, for tests that stop or kill the very process that has something in hand."""
 START_S = 60.0
 STOP_S = 20.0
 
@@ -76,14 +79,18 @@ class RunningGateway:
         ports: tuple[int, int] = (0, 0),
         database: str | None = None,
     ) -> None:
-        """`database` is `sqlite` or `postgresql`, of its own until `close`; by default what the tests are run on."""
+        """`database` is `sqlite`, `postgresql`, a fresh one until `close`, or the SQLAlchemy URL of an empty one; by
+        default what the tests are run on."""
         self.data = data
         self.log = data.parent / f"{data.name}.log"
         self._flags = flags
         several = SEVERAL if DATABASE == "postgresql" else {}
         self._env = environment(**{**several, **(env or {})})
         self._database: str | None = None
-        if (database or DATABASE) == "postgresql" and "GATEWAY_DATABASE_URL" not in self._env:
+        database = database or DATABASE
+        if database not in ("sqlite", "postgresql"):
+            self._env["GATEWAY_DATABASE_URL"] = database.replace("postgresql://", "postgresql+psycopg://")
+        elif database == "postgresql" and "GATEWAY_DATABASE_URL" not in self._env:
             self._database = self._env["GATEWAY_DATABASE_URL"] = create_database()
         self._ports = (f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}")
         try:
@@ -140,6 +147,29 @@ class RunningGateway:
     def roles(self, kind: str) -> list[str]:
         """The names of its web, dimse or worker processes."""
         return sorted(role for role in self.pids() if role.partition("-")[0] == kind)
+
+    @contextlib.contextmanager
+    def only(self, role: str) -> Iterator[None]:
+        """Whoever connects meanwhile comes to this web process: the others stand still."""
+        pids = self.pids()
+        others = [psutil.Process(pids[other]) for other in self.roles("web") if other != role]
+        try:
+            for other in others:
+                other.suspend()
+            deadline = time.monotonic() + START_S
+            while any(other.status() != psutil.STATUS_STOPPED for other in others):
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+            yield
+        finally:
+            for other in others:
+                other.resume()
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command that opens this gateway's store itself to its end."""
+        url = self._env.get("GATEWAY_DATABASE_URL")
+        env = {} if url is None else {"GATEWAY_DATABASE_URL": url}
+        return command(*arguments, "--data", str(self.data), env=env)
 
     def asked(self, sql: str) -> Any:
         """The first column of the first row that its database answers."""

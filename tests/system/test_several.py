@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import httpx
-import psutil
 import pytest
 
 from campaigns.instances import Instance, make
@@ -21,26 +20,22 @@ ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.needs("postgre
 _PATIENCE_S = 30.0
 
 
-@pytest.fixture(params=ENGINES)
-def gateway(request: pytest.FixtureRequest, start_gateway: Start) -> RunningGateway:
-    return start_gateway(env=SEVERAL, database=request.param)
+@pytest.mark.parametrize("database", ENGINES)
+def test_two_web_processes_are_as_good_as_one(start_gateway: Start, database: str) -> None:
+    """One gateway, several stations: starting costs seconds."""
+    gateway = start_gateway(env=SEVERAL, database=database)
+    what_one_does_the_other_sees_at_once(gateway)
+    one_is_killed_while_the_other_serves(gateway)
+    every_one_drains(gateway)
 
 
 @contextmanager
 def at(gateway: RunningGateway, role: str) -> Iterator[httpx.Client]:
     """A client whose one connection was accepted by this web process: the others stood still meanwhile."""
-    others = [gateway.pids()[other] for other in gateway.roles("web") if other != role]
     limits = httpx.Limits(max_connections=1, keepalive_expiry=None)
     with httpx.Client(base_url=gateway.http, timeout=60, limits=limits) as client:
-        for pid in others:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            for pid in others:
-                until(lambda pid=pid: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+        with gateway.only(role):
             assert client.get("/livez").status_code == 200
-        finally:
-            for pid in others:
-                os.kill(pid, signal.SIGCONT)
         yield client
 
 
@@ -77,8 +72,7 @@ def name_of(row: dict[str, dict[str, list[dict[str, str]]]]) -> str:
     return row["00100010"]["Value"][0]["Alphabetic"]
 
 
-def test_what_one_web_process_does_the_other_sees_at_once(gateway: RunningGateway) -> None:
-    """One gateway, several stations: starting costs seconds."""
+def what_one_does_the_other_sees_at_once(gateway: RunningGateway) -> None:
     assert gateway.roles("web") == ["web-1", "web-2"]
     assert gateway.roles("worker") == ["worker-1", "worker-2", "worker-3", "worker-4"]
     store = gateway.datastore
@@ -152,7 +146,7 @@ def test_what_one_web_process_does_the_other_sees_at_once(gateway: RunningGatewa
         assert counted == 2
 
 
-def test_one_web_process_is_killed_while_the_other_serves(gateway: RunningGateway) -> None:
+def one_is_killed_while_the_other_serves(gateway: RunningGateway) -> None:
     before = {role: gateway.restarts(role) for role in gateway.roles("web")}
     for number, role in enumerate(gateway.roles("web"), 1):
         (other,) = (name for name in gateway.roles("web") if name != role)
@@ -172,7 +166,7 @@ def test_one_web_process_is_killed_while_the_other_serves(gateway: RunningGatewa
             assert len(client.get("/dicomweb/studies").json()) == 2
 
 
-def test_every_web_process_drains(gateway: RunningGateway) -> None:
+def every_one_drains(gateway: RunningGateway) -> None:
     """Each has a request half received when the end is asked for, and answers it."""
     body = make(9, 1, 1, 1).part10
     head = ["POST /dicomweb/studies HTTP/1.1", "host: x", "content-type: application/dicom", "expect: 100-continue"]
