@@ -111,7 +111,7 @@ class Report:
             f"half-visible  {sum(len(one.half_visible) for one in rounds) + len(self.at_the_end)}",
         ]
         for who in VICTIMS:
-            times = sorted(took for one in rounds for role, took in one.mended if role == who)
+            times = sorted(took for one in rounds for role, took in one.mended if role.partition("-")[0] == who)
             if times:
                 median = statistics.median(times)
                 lines.append(f"mended        {who}: median {median:.2f} s, longest {times[-1]:.2f} s, of {len(times)}")
@@ -136,9 +136,9 @@ class Mending:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def killed(self, role: str, pid: int, at: float) -> None:
+    def killed(self, pid: int, at: float) -> None:
         with self._lock:
-            self._waiting[role] = (pid, at)
+            self._waiting |= {role: (pid, at) for role, known in self._gateway.pids().items() if known == pid}
 
     def supervisor_killed(self, at: float, back: float) -> None:
         """Which takes all others along."""
@@ -284,7 +284,7 @@ class Campaign:
                         process.send_signal(signal.SIGKILL)
                         died = time.monotonic()
                         if victim != "decoder":
-                            mending.killed(victim, process.pid, died)
+                            mending.killed(process.pid, died)
                         return victim, died
             if time.monotonic() > deadline:
                 victim, deadline = self._random.choice(("worker", "web", "dimse")), time.monotonic() + _HUNT_S

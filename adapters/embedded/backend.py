@@ -211,11 +211,8 @@ class EmbeddedBackend:
             ).first()
             if row is None:
                 raise NotFound("There is no image set with this id.")
-            version = connection.execute(
-                sa.select(v).where(
-                    v.c.image_set_pk == row.pk, v.c.version == (row.latest if ref.version is None else ref.version)
-                )
-            ).first()
+            number = row.latest if ref.version is None else min(ref.version, t.MAX_VERSION)
+            version = connection.execute(sa.select(v).where(v.c.image_set_pk == row.pk, v.c.version == number)).first()
         if version is None:
             raise NotFound("The image set has no such version.")
         found = _image_set(ref.datastore, row, version)
@@ -291,7 +288,7 @@ class EmbeddedBackend:
             )
             .join(s, s.c.pk == c.c.image_set_pk)
             .outerjoin(j, j.c.pk == c.c.job_pk)
-            .where(c.c.datastore_pk == datastore_pk, c.c.seq > after)
+            .where(c.c.datastore_pk == datastore_pk, c.c.seq > min(after, t.MAX_KEY))
             .order_by(c.c.seq)
             .limit(limit)
         )
@@ -422,7 +419,7 @@ class EmbeddedBackend:
         if page.token is not None:
             if not page.token.isdecimal() or len(page.token) > 18:
                 raise InvalidInput("The page token was not given by this operation. Start again without one.")
-            query = query.where(key < int(page.token))
+            query = query.where(key < sa.literal(int(page.token), sa.BigInteger))
         with self._database.read() as connection:
             rows = connection.execute(query.limit(page.size + 1)).all()
         more = len(rows) > page.size

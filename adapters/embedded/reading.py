@@ -202,7 +202,7 @@ class Reader:
                 versions = versions.where(v.c.at <= at, v.c.seq.is_not(None)).order_by(v.c.version.desc()).limit(1)
             else:
                 number = row.visible if selection.version is None else selection.version
-                versions = versions.where(v.c.version == number)
+                versions = versions.where(v.c.version == min(number, t.MAX_VERSION))
             version = connection.execute(versions).first()
             if version is None:
                 continue
@@ -548,7 +548,7 @@ class Reader:
         number = row.latest if ref.version is None else ref.version
         columns = (v.c.version, v.c.content, v.c.study_uid, v.c.series_uid, v.c.overlay_doc, v.c.head_doc)
         versions = sa.select(*columns).where(v.c.image_set_pk == row.pk)
-        version = connection.execute(versions.where(v.c.version == number)).first()
+        version = connection.execute(versions.where(v.c.version == min(number, t.MAX_VERSION))).first()
         if version is None:
             raise NotFound("The image set has no such version.")
         if version.content is None:

@@ -40,6 +40,11 @@ Key: TypeEngine[int] = BigInteger().with_variant(Integer(), "sqlite")
 Word: TypeEngine[str] = Text().with_variant(Text(collation="C"), "postgresql")
 
 
+MAX_VERSION = 2**31 - 1
+"""What `version.version` holds at most: asking the database for more is an error, not an answer."""
+MAX_KEY = 2**63 - 1
+
+
 def _pk() -> Column[int]:
     return Column("pk", Key, primary_key=True, autoincrement=True)
 

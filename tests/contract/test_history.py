@@ -380,6 +380,30 @@ def test_an_import_job_for_a_data_store_that_is_deleted_meanwhile_is_refused(sto
     assert store.rows("SELECT count(*) FROM job WHERE datastore_pk=:key", key=key) == [(0,)]
 
 
+@pytest.mark.parametrize("number", [2**31, 2**63, 10**30])
+def test_numbers_that_no_column_holds_are_of_nothing(store: Store, number: int) -> None:
+    (first,) = store.put(slice_(1))
+    for missing in (
+        lambda: store.image_set(first.image_set, number),
+        lambda: store.document(first.image_set, number),
+        lambda: store.select(STUDY, SERIES, version=number),
+    ):
+        with pytest.raises(NotFound):
+            missing()
+    for stale in (
+        lambda: store.accept(first.image_set, number, patient(PatientSex="F")),
+        lambda: store.accept_copy((first.image_set, number)),
+    ):
+        with pytest.raises(VersionConflict):
+            stale()
+    with pytest.raises(InvalidInput):
+        store.accept(first.image_set, 1, revert=number)
+    assert feed(store, after=number) == []
+    asked = PageRequest(10, str(min(number, 10**18 - 1)))
+    (listed,) = store.do(store.web.backend.list_versions(store.ref(first.image_set), asked)).items
+    assert listed.version == 1
+
+
 def _any() -> tuple[Any, Any]:
     return SearchCriteria(), PageRequest()
 

@@ -50,7 +50,7 @@ def test_a_store_is_verified_backed_up_damaged_mended_and_restored(
         send(gateway, number)
     assert ours("verify")["records"] == 3
     assert ours("db", "backup", str(copy))["copiedBytes"] > 0
-    (pack,) = (gateway.data / "pack").iterdir()
+    pack = next((gateway.data / "pack").iterdir())
     with pack.open("r+b") as file:
         file.seek(20)
         file.write(b"rot")
