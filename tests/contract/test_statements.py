@@ -1,4 +1,4 @@
-"""Which rows the statements of an import look at: what they ask for, however many others there are."""
+"""Which rows the statements of imports and searches look at: what they ask for, however many others there are."""
 
 import asyncio
 import re
@@ -12,6 +12,7 @@ from sqlalchemy import event
 
 from adapters.codecs.decoding import DecodePool
 from adapters.sql import tables as t
+from gateway.domain.query import DicomQuery, Key, Level, attribute, vr_of
 from tests.contract.embedded import Store, database_url, open_store
 from tests.makers import instance, pixels, uid
 
@@ -35,6 +36,42 @@ def slice_(series: int, number: int, **attributes: Any) -> bytes:
 def test_no_statement_of_an_import_walks_the_store(on_sqlite: Store) -> None:
     store = on_sqlite
     store.put(slice_(1, 1))
+    seen = statements(store)
+    store.put(slice_(1, 2), slice_(2, 1))  # a new instance, and a new series
+    store.put(slice_(1, 2, PatientName="Other^Name"), slice_(3, 1, PatientID="another"))  # a change, and a conflict
+    walks = {(sql, step) for sql in seen for step in walked(store, sql)}
+    assert walks == set()
+    assert len(seen) > 30
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"PatientID": "P1"},
+        {"PatientID": "*P1"},
+        {"AccessionNumber": "*CC*"},
+        {"PatientName": "doe*"},
+        {"PatientName": "*oe^j*"},
+        {"PatientName": "Doe^*"},
+        {"StudyDescription": "*ea*"},
+        {"StudyDate": "20240101-20240131"},
+        {"ModalitiesInStudy": "CT"},
+        {"ModalitiesInStudy": "CT", "StudyDate": "20240101-20240131", "PatientName": "*ane*"},
+    ],
+    ids=str,
+)
+def test_no_search_with_few_matches_walks_the_store(on_sqlite: Store, asked: dict[str, str]) -> None:
+    store = on_sqlite
+    store.put(slice_(1, 1, StudyDescription="Head"))
+    keys = [Key(attribute(name), vr_of(attribute(name)[-1]), (value,)) for name, value in asked.items()]
+    seen = statements(store)
+    found = store.do(store.web.backend.find(DicomQuery(store.datastore, Level.STUDY, tuple(keys), limit=50)))
+    assert len(found.rows) == 1
+    assert {(sql, step) for sql in seen for step in walked(store, sql)} == set()
+
+
+def statements(store: Store) -> set[str]:
+    """Every statement that its processes run from now on."""
     seen: set[str] = set()
 
     def note(connection: sqlite3.Connection, *_: object) -> None:
@@ -42,11 +79,7 @@ def test_no_statement_of_an_import_walks_the_store(on_sqlite: Store) -> None:
 
     for engine in {*store.worker.database._engines, *store.web.database._engines}:
         event.listen(engine, "checkout", note)
-    store.put(slice_(1, 2), slice_(2, 1))  # a new instance, and a new series
-    store.put(slice_(1, 2, PatientName="Other^Name"), slice_(3, 1, PatientID="another"))  # a change, and a conflict
-    walks = {(sql, step) for sql in seen for step in walked(store, sql)}
-    assert walks == set()
-    assert len(seen) > 30
+    return seen
 
 
 def walked(store: Store, sql: str) -> list[str]:
@@ -63,7 +96,7 @@ def walked(store: Store, sql: str) -> list[str]:
         for step in steps
         if (found := re.match(r"(SCAN|SEARCH) (\w+)(.*)", step))
         and table_of(found[2], sql) in STORED
-        and (found[1] == "SCAN" or found[3].endswith("(datastore_pk=?)"))
+        and (found[1] == "SCAN" or found[3].endswith(("(datastore_pk=?)", "(datastore_pk=? AND kind=?)")))
     ]
 
 

@@ -1,11 +1,12 @@
 """What a query demands, as predicates in SQL: only what SQL decides exactly as `gateway.domain.matching` does."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from adapters.sql.index.session import Session
-from adapters.sql.tables import END
+from adapters.sql.tables import END, TAIL
 from gateway.domain.matching import (
     MIDNIGHT,
     Condition,
@@ -68,10 +69,42 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class Subset:
-    """The studies whose pk another table lists."""
+    """The studies whose pk another table lists; and the same said of one study `s`, for when it is at hand."""
 
     sql: str
     params: tuple[Any, ...]
+    holds: str
+    holds_params: tuple[Any, ...]
+    unique: bool = False
+    """`sql` names no study twice."""
+
+
+class Inside:
+    """Where a text is looked for inside the values of an attribute: see `tables.text_tail`."""
+
+    def __init__(self, session: Session, datastore_pk: int, tag: int) -> None:
+        self._session = session
+        self._of = (datastore_pk, hexadecimal(tag))
+
+    def term(self, pattern: str) -> tuple[str, tuple[Any, ...]] | None:
+        """A predicate on `{c}`, and its parameters; None for what nearly any value holds."""
+        segment = max(_WILDCARDS.split(pattern), key=len)
+        if len(segment) < 2 and segment.isascii():
+            return None
+        begins, bounds = _from(segment[-TAIL:])
+        operator, parameter = self._session.like(pattern)
+        rows = f"SELECT text FROM text_tail WHERE datastore_pk=? AND kind=? AND text {operator} AND "
+        sql = f"{rows}{begins.replace('{c}', 'tail')} UNION ALL {rows}tail=''"
+        params = (*self._of, parameter, *bounds, *self._of, parameter)
+        if self._session.postgres:  # it plans by the texts, where it can see them
+            found = self._session.all(f"{sql} LIMIT {_SEEN + 1}", *params)
+            if len(found) <= _SEEN:
+                return "{c} = ANY(?)", (sorted({text for (text,) in found}),)
+        return f"{{c}} IN ({sql})", params
+
+
+_SEEN: Final = 1000
+_WILDCARDS: Final = re.compile(r"[*?]+")
 
 
 _TEXT: Final[Mapping[int, str]] = {
@@ -96,7 +129,11 @@ _TIMES: Final[Mapping[int, str]] = {
     PATIENT_BIRTH_DATE: "s.birth_date",
 }
 _NUMBERS: Final[Mapping[int, str]] = {SERIES_NUMBER: "x.number", INSTANCE_NUMBER: "m.number"}
-INDEXED: Final = frozenset({"s.patient_id", "s.accession", "s.study_id", "s.study_date", "x.modality"})
+INDEXED: Final = frozenset({"s.patient_id", "s.accession", "s.study_id", "s.description", "s.study_date", "x.modality"})
+_OFTEN_EQUAL: Final = frozenset({"x.modality", "s.study_id", "s.description"})
+"""Columns in which many rows may have one value."""
+INSIDE: Final = (PATIENT_ID, ACCESSION_NUMBER, STUDY_ID, STUDY_DESCRIPTION)
+"""Texts of studies that have rows in text_tail, beside `NAMES`."""
 
 
 def pushed(session: Session, datastore_pk: int, condition: Condition, fuzzy: bool) -> Where | Subset | None:
@@ -113,8 +150,10 @@ def pushed(session: Session, datastore_pk: int, condition: Condition, fuzzy: boo
         column = _TEXT[tag]
         texts = [literal(key, value) for value in key.values]
         if not any(map(is_pattern, texts)):
-            return Where(**_fields(_one_of(session, column, texts)), broad=column == "x.modality")
-        sql, params = _text_in(session, texts)
+            one = _one_of(session, column, texts)
+            return replace(one, broad=column in _OFTEN_EQUAL)
+        inside = Inside(session, datastore_pk, tag) if tag in INSIDE else None
+        sql, params = _text_in(session, texts, inside)
         return Where(sql, params, column, column in INDEXED)
     if tag in _TIMES:
         return _in_times(key, _TIMES[tag])
@@ -126,10 +165,16 @@ def pushed(session: Session, datastore_pk: int, condition: Condition, fuzzy: boo
     if tag in NAMES:
         return _name(session, datastore_pk, key, fuzzy)
     if tag == MODALITIES_IN_STUDY:
-        sql, params = _text_in(session, [literal(key, value) for value in key.values])
+        texts = [literal(key, value) for value in key.values]
+        sql, params = _text_in(session, texts)
         chosen = sql.replace("{c}", "modality")
-        rows = f"SELECT study_pk FROM study_modality WHERE datastore_pk=? AND {chosen}"
-        return Subset(rows, (datastore_pk, *params))
+        return Subset(
+            f"SELECT study_pk FROM study_modality WHERE datastore_pk=? AND {chosen}",
+            (datastore_pk, *params),
+            f"EXISTS (SELECT 1 FROM study_modality WHERE study_pk=s.pk AND {chosen})",
+            params,
+            unique=len(texts) == 1 and not is_pattern(texts[0]),
+        )
     if tag == SOP_CLASSES_IN_STUDY:
         one = _one_of(session, "m.sop_class", [literal(key, value) for value in key.values])
         return Where(
@@ -140,18 +185,15 @@ def pushed(session: Session, datastore_pk: int, condition: Condition, fuzzy: boo
     return None
 
 
-def _fields(where: Where) -> dict[str, Any]:
-    return {"sql": where.sql, "params": where.params, "column": where.column}
-
-
 def _one_of(session: Session, column: str, values: Sequence[Any]) -> Where:
     if len(values) == 1:
         return Where("{c} = ?", (values[0],), column)
     return Where("{c} " + session.among, (session.values(values),), column)
 
 
-def _text_in(session: Session, texts: Iterable[str]) -> tuple[str, tuple[Any, ...]]:
-    """Any of some values or wildcard patterns; a literal beginning becomes a range that an index can serve."""
+def _text_in(session: Session, texts: Iterable[str], inside: Inside | None = None) -> tuple[str, tuple[Any, ...]]:
+    """Any of some values or wildcard patterns; a literal beginning becomes a range that an index can serve, what
+    stands behind a wildcard is sought `inside`."""
     parts: list[str] = []
     params: list[Any] = []
     for text in texts:
@@ -159,20 +201,29 @@ def _text_in(session: Session, texts: Iterable[str]) -> tuple[str, tuple[Any, ..
             parts.append("{c} = ?")
             params.append(text)
             continue
+        beginning = _WILDCARDS.split(text, 1)[0]
+        if not beginning and inside is not None and (found := inside.term(text)):
+            parts.append(found[0])
+            params += found[1]
+            continue
         terms = []
-        beginning = text[: min(text.find(c) for c in "*?" if c in text)]
         if beginning:
-            terms.append("{c} >= ?")
-            params.append(beginning)
-            if after := _next(beginning):
-                terms.append("{c} < ?")
-                params.append(after)
-        if not beginning or text.strip("*") != beginning or not after:
+            begins, bounds = _from(beginning)
+            terms.append(begins)
+            params += bounds
+        if not beginning or text.strip("*") != beginning or len(bounds) == 1:
             operator, parameter = session.like(text)
             terms.append("{c} " + operator)
             params.append(parameter)
         parts.append("(" + " AND ".join(terms) + ")")
     return parts[0] if len(parts) == 1 else "(" + " OR ".join(parts) + ")", tuple(params)
+
+
+def _from(beginning: str) -> tuple[str, tuple[str, ...]]:
+    """What begins with a text, as a range; one that is open above holds more."""
+    if after := _next(beginning):
+        return "{c} >= ? AND {c} < ?", (beginning, after)
+    return "{c} >= ?", (beginning,)
 
 
 def _next(text: str) -> str:
@@ -214,18 +265,29 @@ def between(interval: Interval) -> Where:
 
 
 def _name(session: Session, datastore_pk: int, key: Key, fuzzy: bool) -> Subset:
+    """A form of the name that matches; or, fuzzy, a word of it for each word asked for, which begins with that."""
     kind = hexadecimal(key.path[0])
     rows = "SELECT study_pk FROM study_name WHERE datastore_pk=? AND kind=? AND "
+    row = "EXISTS (SELECT 1 FROM study_name WHERE study_pk=s.pk AND kind=? AND "
     texts = [literal(key, value) for value in key.values]
-    sql, params = _text_in(session, [pattern for text in texts for pattern in name_patterns(text)] or [""])
-    union = [rows + sql.replace("{c}", "norm")]
-    asked: list[Any] = [datastore_pk, kind, *params]
+    patterns = [pattern for text in texts for pattern in name_patterns(text)] or [""]
+    inside = Inside(session, datastore_pk, key.path[0])
+    union: list[str] = []
+    asked: list[Any] = []
+    for pattern in patterns:  # each by itself: of several with OR between them, SQLite would take no range
+        form, params = _text_in(session, [pattern], inside)
+        union.append(rows + form.replace("{c}", "norm"))
+        asked += [datastore_pk, kind, *params]
+    form, params = _text_in(session, patterns)
+    either, held = [row + form.replace("{c}", "norm") + ")"], [kind, *params]
     for text in texts if fuzzy else ():
-        words = []
-        for word in fuzzy_words(text):
-            begins, bounds = _text_in(session, [word + "*"])
-            words.append(rows + begins.replace("{c}", "norm"))
-            asked += [datastore_pk, kind + "w", *bounds]
+        words = [_text_in(session, [word + "*"]) for word in fuzzy_words(text)]
         if words:
-            union.append("SELECT study_pk FROM (" + " INTERSECT ".join(words) + ") words")
-    return Subset(" UNION ".join(union), tuple(asked))
+            begins = [begin.replace("{c}", "norm") for begin, _ in words]
+            of_each = " INTERSECT ".join(rows + begin for begin in begins)
+            union.append(f"SELECT study_pk FROM ({of_each}) words")
+            either.append("(" + " AND ".join(f"{row}{begin})" for begin in begins) + ")")
+            for _, bounds in words:
+                asked += [datastore_pk, kind + "w", *bounds]
+                held += [kind + "w", *bounds]
+    return Subset(" UNION ALL ".join(union), tuple(asked), "(" + " OR ".join(either) + ")", tuple(held))

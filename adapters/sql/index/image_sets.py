@@ -4,12 +4,13 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
 
-from adapters.sql.index.clauses import BODY_PART, between
+from adapters.sql.index.clauses import BODY_PART, Where, between
 from adapters.sql.index.session import Session, milliseconds
 from gateway.domain.errors import InvalidInput
 from gateway.domain.ids import ImageSetId
@@ -29,6 +30,8 @@ from gateway.domain.query import (
     hexadecimal,
 )
 
+_SORTED: Final = 10_000
+"""A filter with no more matches is answered by sorting them; a larger one by a walk in the order of the answer."""
 _WORDS: Final = {
     "DICOMPatientId": "x.patient_id",
     "DICOMAccessionNumber": "x.accession",
@@ -59,12 +62,16 @@ def search_image_sets(
     session: Session, datastore_pk: int, criteria: SearchCriteria, size: int, token: str | None
 ) -> tuple[list[ImageSetSummary], str | None]:
     """`SqlIndex.search_image_sets` on a connection."""
-    terms, params = ["x.datastore_pk=?"], [datastore_pk]
-    for criterion in criteria.filters:
-        term, values = _criterion(criterion)
-        terms.append(term)
-        params += values
     sort = _SORTS[criteria.sort_field]
+    terms, params, sorts = ["x.datastore_pk=?"], [datastore_pk], False
+    for criterion in criteria.filters:
+        where = _criterion(criterion)
+        walk = False
+        if where.broad and not session.postgres and where.column != sort[0]:
+            walk = _matches(session, datastore_pk, where) > _SORTED
+            sorts = sorts or not walk
+        terms.append(where.text(walk=walk))
+        params += where.params
     keys = (*sort, "x.image_set_pk")
     digest = hashlib.sha256(repr((datastore_pk, criteria)).encode()).hexdigest()[:16]
     if token is not None:
@@ -72,7 +79,7 @@ def search_image_sets(
         terms.append(f"({', '.join(keys)}) {'>' if criteria.ascending else '<'} ({', '.join('?' * len(keys))})")
         params += after
     order = ", ".join(key + ("" if criteria.ascending else " DESC") for key in keys)
-    if any(criterion.key in _WORDS for criterion in criteria.filters):
+    if sorts:
         order = session.sorted_by(order)
     found = session.all(
         f"SELECT {', '.join(keys)} FROM set_index x WHERE {' AND '.join(terms)} ORDER BY {order} LIMIT ?",
@@ -94,25 +101,32 @@ def search_image_sets(
     return [_summary(wide[pk]) for pk in pks if pk in wide], next_token
 
 
-def _criterion(criterion: Criterion) -> tuple[str, list[Any]]:
+def _matches(session: Session, datastore_pk: int, where: Where) -> int:
+    """How many image sets a filter finds by its index, as far as it matters."""
+    rows = f"SELECT 1 FROM set_index x WHERE x.datastore_pk=? AND {where.text()} LIMIT {_SORTED + 1}"
+    (count,) = session.first(f"SELECT count(*) FROM ({rows})", datastore_pk, *where.params)
+    return int(count)
+
+
+def _criterion(criterion: Criterion) -> Where:
+    """A filter in SQL; `broad`: it has an index."""
     key, values = criterion.key, criterion.values
     if not 1 <= len(values) <= 2:
         raise InvalidInput(f"A filter on {key} takes one value, or two for BETWEEN")
     low, high = values[0], values[-1]
     if key in ("createdAt", "updatedAt"):
         column = {"createdAt": "x.created_at", "updatedAt": "x.updated_at"}[key]
-        return f"{column} BETWEEN ? AND ?", [milliseconds(low), milliseconds(high)]
+        return Where("{c} BETWEEN ? AND ?", (milliseconds(low), milliseconds(high)), column, broad=True)
     if key == "DICOMStudyDateAndTime":
-        interval = Interval(_moment(low), _moment(high))
-        where = between(interval)
-        return where.text().replace("s.study", "x.study"), list(where.params)
+        where = between(Interval(_moment(low), _moment(high)))
+        return replace(where, sql=where.sql.replace("s.", "x."), column="x.study_date")
     if len(values) == 2:
         raise InvalidInput(f"BETWEEN cannot be asked of {key}")
     if key == "isPrimary":
-        return "x.is_primary" if low else "NOT x.is_primary", []
+        return Where("x.is_primary" if low else "NOT x.is_primary", ())
     if key in _WORDS:
         # What the columns hold has no padding and no NUL.
-        return f"{_WORDS[key]} = ?", [str(low).replace("\0", "").strip()]
+        return Where("{c} = ?", (str(low).replace("\0", "").strip(),), _WORDS[key], broad=True)
     raise InvalidInput(f"{key} is no filter")
 
 

@@ -79,9 +79,11 @@ class Loader:
     def studies(self, values: Collection[Any], column: str = "pk") -> dict[Any, Views]:
         """Studies by their keys, in the order of these; or by UID."""
         session = self._session
+        # Without the `+`, SQLite would rather go through all of the data store than look up keys.
+        store = "datastore_pk" if session.postgres or column != "pk" else "+datastore_pk"
         found = session.all(
             f"SELECT {column}, study_uid, attrs, modalities, n_series, n_instances FROM study "
-            f"WHERE datastore_pk=? AND {column} {session.among}",
+            f"WHERE {store}=? AND {column} {session.among}",
             self._datastore_pk,
             session.values(values),
         )

@@ -7,9 +7,9 @@ from typing import Any, Final
 import orjson
 from sqlalchemy import Connection
 
-from adapters.sql.index.clauses import BODY_PART, NAMES, SERIES_DESCRIPTION
+from adapters.sql.index.clauses import BODY_PART, INSIDE, NAMES, SERIES_DESCRIPTION
 from adapters.sql.index.session import Session
-from adapters.sql.tables import DERIVED
+from adapters.sql.tables import DERIVED, TAIL, TAILED
 from gateway.domain.matching import name_forms, name_text, name_words, normalize_name, text_value, time_value
 from gateway.domain.plan import fold, has_value, study_part, whole_number
 from gateway.domain.query import (
@@ -202,6 +202,7 @@ def _publish_study(
         modality = text_value(row.attributes, MODALITY)
         (pk,) = session.first(_INSERT_STUDY, *values, modality, 1, row.n_instances, seq)
         _write_names(session, pk, row.datastore_pk, {}, part)
+        _write_tails(session, pk, row.datastore_pk, {}, part)
         if modality:
             session.run(_INSERT_MODALITY, row.datastore_pk, modality, seq, pk)
         return
@@ -266,7 +267,42 @@ def _write_values(
         return
     session.run(_STUDY_TO_PAST, seq, pk, seq)
     session.run(_UPDATE_STUDY, *_study_values(datastore_pk, study_uid, attributes, seq), pk)
-    _write_names(session, pk, datastore_pk, orjson.loads(old), attributes)
+    former = orjson.loads(old)
+    _write_names(session, pk, datastore_pk, former, attributes)
+    _write_tails(session, pk, datastore_pk, former, attributes)
+
+
+_INSERT_TAILS: Final = (
+    "INSERT INTO text_tail (datastore_pk, kind, tail, text, study_pk) SELECT ?, ?, value, ?, ? FROM {values} "
+    "WHERE NOT EXISTS (SELECT 1 FROM text_tail WHERE datastore_pk=? AND kind=? AND tail=? AND text=?)"
+)
+
+
+def _write_tails(session: Session, pk: int, datastore_pk: int, old: Attributes, new: Attributes) -> None:
+    """What searches inside texts need; a text that another study has brought is there already."""
+    known = _texts(old)
+    for kind, text in _texts(new):
+        if (kind, text) not in known:
+            tails = tails_of(text)
+            session.run(
+                _INSERT_TAILS.format(values=session.table_of_texts),
+                *(datastore_pk, kind, text, pk, session.values(sorted(set(tails)))),
+                *(datastore_pk, kind, tails[0], text),
+            )
+
+
+def tails_of(text: str) -> list[str]:
+    """The tails of a text that is not empty, the longest first; see `tables.text_tail`."""
+    return [text[at : at + TAIL] for at in range(len(text))] if len(text) <= TAILED else [""]
+
+
+def _texts(attributes: Attributes) -> dict[tuple[str, str], None]:
+    """What has tails: (kind, text)."""
+    found = {(hexadecimal(tag), text): None for tag in INSIDE if (text := text_value(attributes, tag))}
+    for tag in NAMES:
+        for value in attributes.get(hexadecimal(tag), {}).get("Value") or ():
+            found.update(((hexadecimal(tag), form), None) for form in name_forms(value or ""))
+    return found
 
 
 def _write_names(session: Session, pk: int, datastore_pk: int, old: Attributes, new: Attributes) -> None:

@@ -106,7 +106,7 @@ class _Search:
         remaining = 0
         if limit is not None and len(pks) > limit:
             pks = pks[:limit]
-            (count,) = self._session.first(select.count, *select.params)
+            (count,) = self._session.first(select.count, *select.count_params)
             remaining = max(1, int(count) - query.offset - limit)
         return SearchAnswer([self._ready.row(views) for views in self._loader.load(pks)], remaining)
 

@@ -52,6 +52,11 @@ class Session:
     def values(self, values: Iterable[Any]) -> Any:
         return list(values) if self.postgres else orjson.dumps(list(values)).decode()
 
+    @property
+    def table_of_texts(self) -> str:
+        """What stands after FROM to have a list of texts as rows with a column `value`; one parameter: see `values`."""
+        return "unnest(CAST(? AS text[])) AS texts (value)" if self.postgres else "json_each(?)"
+
     def sorted_by(self, columns: str) -> str:
         """An ORDER BY of few rows that SQLite must not take for a reason to walk an index in that order: it has no
         statistics, and holds a data store to be ten rows."""
