@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Callable, Generator
 from typing import Final
 
@@ -18,6 +19,8 @@ _log = structlog.get_logger("gateway.http")
 
 KEEP_ALIVE_S: Final = 75
 """Longer than the idle time of the usual proxies in front, which else would send into a closing connection."""
+_TURN_S: Final = 0.001
+_OPENING_S: Final = 1.0
 
 
 async def serve(
@@ -48,7 +51,7 @@ async def serve(
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=drain_s,
     )
-    server = _Server(config, on_listening)
+    server = _Server(config, on_listening, takes_turns=settings.processes > 1)
 
     async def end() -> None:
         await stop.wait()
@@ -141,14 +144,82 @@ class _Connection(HttpToolsProtocol):
         self.transport.close()
 
 
+class _Turns:
+    """Accepts on a listener that several processes share: who has just taken a connection leaves the next ones to the
+    others for a moment. Else the first to wake takes all that have come, and keeps them as long as they live."""
+
+    def __init__(
+        self, listener: socket.socket, connection: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None
+    ) -> None:
+        self._listener = listener
+        self._connection = connection
+        self._tls = tls
+        self._loop = asyncio.get_running_loop()
+        self._resuming: asyncio.TimerHandle | None = None
+        self._opening: set[asyncio.Task[None]] = set()
+        listener.setblocking(False)
+        self._resume()
+
+    async def close(self) -> None:
+        """Accepts no more; what was accepted last becomes a connection, or is given up in the midst of TLS."""
+        if self._resuming is not None:
+            self._resuming.cancel()
+        self._loop.remove_reader(self._listener)
+        if self._opening:
+            _, late = await asyncio.wait(self._opening, timeout=_OPENING_S)
+            for task in late:
+                task.cancel()
+
+    def _resume(self) -> None:
+        self._resuming = None
+        self._loop.add_reader(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            taken, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # another process was faster, or the caller has left
+            return
+        except OSError as fault:  # no descriptors, no memory: it waits in the queue
+            _log.error("cannot-accept", exc_info=fault)
+            self._pause(1.0)
+            return
+        self._pause(_TURN_S)
+        taken.setblocking(False)
+        task = self._loop.create_task(self._open(taken))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    def _pause(self, seconds: float) -> None:
+        self._loop.remove_reader(self._listener)
+        self._resuming = self._loop.call_later(seconds, self._resume)
+
+    async def _open(self, taken: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # TLS that is none, a caller who has left
+            await self._loop.connect_accepted_socket(self._connection, taken, ssl=self._tls)
+
+
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None], *, takes_turns: bool) -> None:
         super().__init__(config)
         self._on_listening = on_listening
+        self._takes_turns = takes_turns
+        self._turns: list[_Turns] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        if not self._takes_turns:
+            await super().startup(sockets)
+        else:
+            await super().startup([])
+            self._turns = [_Turns(listener, self._connection, self.config.ssl) for listener in sockets or ()]
         self._on_listening()
+
+    def _connection(self) -> asyncio.Protocol:
+        return _Connection(self.config, self.server_state, self.lifespan.state)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for turns in self._turns:
+            await turns.close()
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

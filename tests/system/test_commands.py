@@ -67,7 +67,7 @@ def test_from_a_folder_to_an_edit_and_back(gateway: RunningGateway, tmp_path: Pa
     assert answer("edit", gateway.datastore, ct, "--revert", "1", *url)["versionId"] == "4"
     assert gateway.get("/dicomweb/studies", params={"PatientName": "Roe^Jane"}).json() == []
 
-    assert answer("queue", *url)["processes"]["worker"]["up"] == 1
+    assert answer("queue", *url)["processes"][gateway.roles("worker")[0]]["up"] == 1
     said = command("echo", *url)
     assert said.returncode == 0
     assert re.search(r"HTTP .* ready, .*\nDIMSE  GATEWAY at 127.0.0.1:\d+: success", said.stdout)
