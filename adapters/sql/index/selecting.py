@@ -169,8 +169,33 @@ class Selecting:
             for one in large:
                 plan.both(one.subset.holds, one.subset.holds_params)
             return plan
-        self._walk(plan, broad, large)
-        self._count(plan, broad, large)
+        least = min(large, key=lambda one: one.size, default=None)
+        listed = least.subset if least is not None and least.size <= _LISTED else None
+        subsets = [one.subset for one in large]
+        # Near the top it is cheaper to walk in the order of the answer than to sort all matches.
+        query = self._query
+        shallow = query.limit is not None and query.offset + query.limit <= _SMALL
+        if listed is not None and not shallow:
+            _look_up(plan.keys, listed, broad, subsets)
+            plan.drives.add("s")
+        else:
+            for where in broad:
+                plan.keys.add(where.text(walk=True), where.params)
+            for one in large:
+                if shallow and one.size > _LISTED:
+                    plan.keys.add(one.subset.holds, one.subset.holds_params)
+                else:
+                    plan.keys.add(f"+s.pk IN ({one.subset.sql})", one.subset.params)
+        # To count, the order does not matter: indexes serve that the walk must not take.
+        if self._count_alone(plan, broad, subsets):
+            return plan
+        if listed is not None:
+            _look_up(plan.count, listed, broad, subsets)
+            return plan
+        for where in broad:
+            plan.count.add(where.text(), where.params)
+        for subset in subsets:
+            plan.count.add(f"+s.pk IN ({subset.sql})", subset.params)
         return plan
 
     def _sized(self, subsets: Sequence[Subset]) -> tuple[list[_Sized], set[int] | None]:
@@ -187,37 +212,6 @@ class Selecting:
             (size,) = self._session.first(f"SELECT count(*) FROM ({rows})", *subset.params)
             large.append(_Sized(subset, int(size)))
         return large, small
-
-    def _walk(self, plan: _Plan, broad: Sequence[Where], large: Sequence[_Sized]) -> None:
-        """Keys where nothing narrows the search: a walk in the order of the answer."""
-        query = self._query
-        # Near the top it is cheaper to put studies to the test than to list all that pass it.
-        shallow = query.limit is not None and query.offset + query.limit <= _SMALL
-        for where in broad:
-            plan.keys.add(where.text(walk=True), where.params)
-        for one in large:
-            if shallow and one.size > _LISTED:
-                plan.keys.add(one.subset.holds, one.subset.holds_params)
-            else:
-                plan.keys.add(f"+s.pk IN ({one.subset.sql})", one.subset.params)
-
-    def _count(self, plan: _Plan, broad: Sequence[Where], large: Sequence[_Sized]) -> None:
-        """How many there are: the order does not matter, so that indexes serve that the walk must not take."""
-        if self._count_alone(plan, broad, [one.subset for one in large]):
-            return
-        least = min(large, key=lambda one: one.size, default=None)
-        if least is not None and least.size > _LISTED:
-            least = None  # looking all of them up would cost more than a walk
-        for one in large:
-            if one is least:
-                plan.count.add(f"s.pk IN ({one.subset.sql})", one.subset.params)
-                plan.count.by_key = True
-            elif least is not None:
-                plan.count.add(one.subset.holds, one.subset.holds_params)
-            else:
-                plan.count.add(f"+s.pk IN ({one.subset.sql})", one.subset.params)
-        for where in broad:
-            plan.count.add(where.text(walk=least is not None), where.params)
 
     def _count_alone(self, plan: _Plan, broad: Sequence[Where], subsets: Sequence[Subset]) -> bool:
         """Whether one subset is all that is asked for, so that its own rows can be counted: then they are."""
@@ -262,3 +256,14 @@ class Selecting:
         if needs_study:
             tables.insert(tables.index("x") + 1, "s")
         return order, tables
+
+
+def _look_up(terms: _Terms, listed: Subset, broad: Sequence[Where], subsets: Sequence[Subset]) -> None:
+    """The studies of one subset by their keys, each put to the test of the other conditions."""
+    terms.by_key = True
+    terms.add(f"s.pk IN ({listed.sql})", listed.params)
+    for where in broad:
+        terms.add(where.text(walk=True), where.params)
+    for subset in subsets:
+        if subset is not listed:
+            terms.add(subset.holds, subset.holds_params)
