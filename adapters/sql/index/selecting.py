@@ -149,9 +149,14 @@ class Selecting:
             if where.column in INDEXED or where.column.endswith("_uid"):
                 plan.drives.add(where.column[0])
             plan.both(where.text(), where.params)
+        # Near the top it is cheaper to walk in the order of the answer than to sort all matches.
+        query = self._query
+        shallow = query.limit is not None and query.offset + query.limit <= _SMALL
         if session.postgres:
             for subset in subsets:
-                plan.keys.add(f"s.pk IN ({subset.sql})", subset.params)
+                # PostgreSQL makes a join of an IN, but not of one whose truth is asked: that it walks and probes.
+                walks = shallow and _SMALL < self._size(subset) <= _LISTED
+                plan.keys.add(f"(s.pk IN ({subset.sql})){' IS TRUE' if walks else ''}", subset.params)
             if not self._count_alone(plan, broad, subsets):
                 for subset in subsets:
                     plan.count.add(f"s.pk IN ({subset.sql})", subset.params)
@@ -172,9 +177,6 @@ class Selecting:
         least = min(large, key=lambda one: one.size, default=None)
         listed = least.subset if least is not None and least.size <= _LISTED else None
         subsets = [one.subset for one in large]
-        # Near the top it is cheaper to walk in the order of the answer than to sort all matches.
-        query = self._query
-        shallow = query.limit is not None and query.offset + query.limit <= _SMALL
         if listed is not None and not shallow:
             _look_up(plan.keys, listed, broad, subsets)
             plan.drives.add("s")
@@ -208,10 +210,14 @@ class Selecting:
                 found = {pk for (pk,) in pks}
                 small = found if small is None else small & found
                 continue
-            rows = f"SELECT 1 FROM ({subset.sql}) LIMIT {_LISTED + 1}"
-            (size,) = self._session.first(f"SELECT count(*) FROM ({rows})", *subset.params)
-            large.append(_Sized(subset, int(size)))
+            large.append(_Sized(subset, self._size(subset)))
         return large, small
+
+    def _size(self, subset: Subset) -> int:
+        """How many studies it lists, as far as it matters; some twice, unless it is `unique`."""
+        rows = f"SELECT 1 FROM ({subset.sql}) listed LIMIT {_LISTED + 1}"
+        (size,) = self._session.first(f"SELECT count(*) FROM ({rows}) counted", *subset.params)
+        return int(size)
 
     def _count_alone(self, plan: _Plan, broad: Sequence[Where], subsets: Sequence[Subset]) -> bool:
         """Whether one subset is all that is asked for, so that its own rows can be counted: then they are."""
