@@ -5,7 +5,7 @@
 Fills a store by STOW-RS, so that publishing itself writes every row, and prints a table. A folder that is named is
 kept, and measured as it is when it holds a store already. `scan` is the time in which the database reads every row for
 the same answer: a search that took as long would use no index. `CPU` is of the gateway's processes, without
-PostgreSQL's.
+PostgreSQL's. On a machine that does other work as well, `p10` and `CPU` tell more than the median does.
 """
 
 import argparse
@@ -144,26 +144,26 @@ class Searches:
         def month(i: int) -> str:
             return self._days[i % len(self._days)]
 
-        def infix(one: Mapping[str, Any]) -> str:
-            return quote(f"*{one['name'][1:8]}*")
+        def infix(text: str) -> str:
+            return quote(f"*{text}*") + "&limit=50"
 
         qido: list[tuple[str, Callable[[int], str], tuple[int, int], float]] = [
             ("PatientID", of(lambda one: f"PatientID={one['pid']}"), (1, 3), 2),
             ("AccessionNumber", of(lambda one: f"AccessionNumber={one['acc']}"), (1, 1), 2),
             ("StudyInstanceUID", of(lambda one: f"StudyInstanceUID={one['study']}"), (1, 1), 2),
             ("PatientName prefix", of(lambda one: f"PatientName={quote(one['name'][:6])}*&limit=50"), page, 10),
-            ("PatientName infix", of(lambda one: f"PatientName={infix(one)}&limit=50"), page, 10),
-            ("PatientName infix, broad", of(lambda one: f"PatientName=*{one['name'][1:4]}*&limit=50"), page, 10),
+            ("PatientName infix", of(lambda one: f"PatientName={infix(one['name'][1:8])}"), page, 10),
+            ("PatientName infix, broad", of(lambda one: f"PatientName={infix(one['name'][1:4])}"), page, 10),
             (
                 "PatientName fuzzy",
                 of(lambda one: f"PatientName={one['name'][:4]}%20{one['name'][-3:]}&fuzzymatching=true&limit=50"),
                 (0, 50),
                 10,
             ),
-            ("PatientID infix", of(lambda one: f"PatientID=*{one['pid'][-5:]}*&limit=50"), page, 10),
-            ("AccessionNumber infix", of(lambda one: f"AccessionNumber=*{one['acc'][-6:]}*&limit=50"), page, 10),
-            ("StudyDescription infix", of(lambda one: f"StudyDescription=*{one['desc'][2:6]}*&limit=50"), page, 10),
-            ("StudyDescription infix, none", lambda i: f"StudyDescription=*NOT{i}*&limit=50", (0, 0), 10),
+            ("PatientID infix", of(lambda one: f"PatientID={infix(one['pid'][-5:])}"), page, 10),
+            ("AccessionNumber infix", of(lambda one: f"AccessionNumber={infix(one['acc'][-6:])}"), page, 10),
+            ("StudyDescription infix", of(lambda one: f"StudyDescription={infix(one['desc'][2:6])}"), page, 10),
+            ("StudyDescription infix, none", lambda i: f"StudyDescription={infix(f'NOT{i}')}", (0, 0), 10),
             ("StudyDate range", lambda i: f"StudyDate={month(i)}01-{month(i)}28&limit=50", page, 10),
             ("StudyDate range, years", lambda i: "StudyDate=20160101-20221231&limit=50", page, 10),
             ("ModalitiesInStudy", lambda i: "ModalitiesInStudy=MR&limit=50", page, 10),
@@ -339,11 +339,11 @@ def main(studies: int, database: str | None, data: Path | None) -> None:
         if stored < studies:
             fill(gateway, studies)
         searches = Searches(gateway, connection, studies)
-        print("| search | p50 ms | p95 ms | CPU ms | scan ms | budget |  |")
-        print("| --- | --- | --- | --- | --- | --- | --- |")
+        print("| search | p10 ms | p50 ms | p95 ms | CPU ms | scan ms | budget |  |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
         for cell, found in measure(gateway, list(searches.cells()), engine):
             judged = found.percentile(cell.percentile)
-            figures = (found.percentile(50), found.percentile(95), found.cpu_ms)
+            figures = (*(found.percentile(which) for which in (10, 50, 95)), found.cpu_ms)
             shown = " | ".join(f"{figure:.2f}" for figure in figures)
             scan = f"{found.scan_ms:.0f}" if found.scan_ms is not None else ""
             verdict = "met" if judged < cell.budget_ms else "**not met**"

@@ -420,6 +420,7 @@ study = Table(  # over primary image sets only
     Index("ix_study_id", "datastore_pk", "study_id"),
     Index("ix_study_date", "datastore_pk", "study_date", "study_time"),
     Index("ix_study_description", "datastore_pk", "description"),
+    Index("ix_study_birth", "datastore_pk", "birth_date"),
 )
 
 study_past = Table(

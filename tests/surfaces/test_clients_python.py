@@ -284,3 +284,74 @@ def test_four_clients_at_once(gateway: RunningGateway, web: DICOMwebClient) -> N
     sent = {*SOPS, *(uid(41, 1, start + number) for start in (100, 200) for number in range(rounds))}
     assert {row["00080018"]["Value"][0] for row in held} == sent
     assert "error" not in {json.loads(line)["level"] for line in gateway.log.read_text().splitlines()}
+
+
+def test_boto3_pages_through_a_thousand_image_sets(gateway: RunningGateway, aws: Any) -> None:
+    """The gateway under test answers 500 to what breaks the service's model: each page here has passed that check."""
+    count, patients, batch = 1000, 7, 250
+    for start in range(0, count, batch):
+        parts = [
+            b"--part\r\nContent-Type: application/dicom\r\n\r\n"
+            + instance(
+                *(uid(43, n), uid(43, n, 1), uid(43, n, 1, 1)),
+                **{"PatientID": f"P{n % patients}", "StudyDate": f"2024{n % 12 + 1:02d}{n % 28 + 1:02d}"},
+            )
+            for n in range(start, start + batch)
+        ]
+        headers = {"content-type": 'multipart/related; type="application/dicom"; boundary=part'}
+        body = b"\r\n".join([*parts, b"--part--\r\n"])
+        stored = httpx.post(f"{gateway.http}/dicomweb/studies", content=body, headers=headers, timeout=300)
+        assert stored.status_code == 200
+
+    def pages(criteria: dict[str, Any] | None = None, **paging: Any) -> list[list[dict[str, Any]]]:
+        given = {"searchCriteria": criteria} if criteria else {}
+        found = aws.get_paginator("search_image_sets").paginate(
+            datastoreId=gateway.datastore, PaginationConfig=paging, **given
+        )
+        return [page["imageSetsMetadataSummaries"] for page in found]
+
+    def ids(found: list[list[dict[str, Any]]]) -> list[str]:
+        return [item["imageSetId"] for page in found for item in page]
+
+    every = pages()
+    assert [len(page) for page in every] == [50] * 20
+    assert len(set(ids(every))) == count
+    moments = [item["updatedAt"] for page in every for item in page]
+    assert moments == sorted(moments, reverse=True)
+    assert ids(pages(PageSize=33)) == ids(every)
+
+    paginator = aws.get_paginator("search_image_sets")
+    half = paginator.paginate(
+        datastoreId=gateway.datastore, PaginationConfig={"MaxItems": 512, "PageSize": 50}
+    ).build_full_result()
+    rest = pages(StartingToken=half["NextToken"])
+    assert [item["imageSetId"] for item in half["imageSetsMetadataSummaries"]] + ids(rest) == ids(every)
+
+    for field in ("updatedAt", "createdAt", "DICOMStudyDateAndTime"):
+        down, up = (ids(pages({"sort": {"sortField": field, "sortOrder": order}})) for order in ("DESC", "ASC"))
+        assert up == down[::-1]
+        assert len(set(up)) == count
+
+    of_patients = []
+    for number in range(patients):
+        equal = {"filters": [{"operator": "EQUAL", "values": [{"DICOMPatientId": f"P{number}"}]}]}
+        of_patients += ids(pages(equal, PageSize=40))
+    assert sorted(of_patients) == sorted(ids(every))
+    moment = "DICOMStudyDateAndTime"
+    spring = [{moment: {"DICOMStudyDate": day, "DICOMStudyTime": "000000"}} for day in ("20240301", "20240601")]
+    dated = pages({"filters": [{"operator": "BETWEEN", "values": spring}]})
+    assert len(ids(dated)) == sum(n % 12 in (2, 3, 4) for n in range(count))
+    with pytest.raises(aws.exceptions.ValidationException):
+        aws.search_image_sets(datastoreId=gateway.datastore, nextToken="forged")
+
+    which = {"datastoreId": gateway.datastore, "imageSetId": ids(every)[-1]}
+    for version in range(1, 13):
+        change = {"SchemaVersion": 1.1, "Patient": {"DICOM": {"PatientName": f"A^{version}"}}}
+        updates = {"DICOMUpdates": {"updatableAttributes": json.dumps(change).encode()}}
+        aws.update_image_set_metadata(**which, latestVersionId=str(version), updateImageSetMetadataUpdates=updates)
+        assert settled(aws, which)["versionId"] == str(version + 1)
+    listed = aws.get_paginator("list_image_set_versions").paginate(**which, PaginationConfig={"PageSize": 5})
+    numbers = [[one["versionId"] for one in page["imageSetPropertiesList"]] for page in listed]
+    assert [len(page) for page in numbers] == [5, 5, 3]
+    assert [number for page in numbers for number in page] == [str(number) for number in range(13, 0, -1)]
+    assert ids(pages()) == [which["imageSetId"], *ids(every)[:-1]]

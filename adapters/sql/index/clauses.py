@@ -129,7 +129,9 @@ _TIMES: Final[Mapping[int, str]] = {
     PATIENT_BIRTH_DATE: "s.birth_date",
 }
 _NUMBERS: Final[Mapping[int, str]] = {SERIES_NUMBER: "x.number", INSTANCE_NUMBER: "m.number"}
-INDEXED: Final = frozenset({"s.patient_id", "s.accession", "s.study_id", "s.description", "s.study_date", "x.modality"})
+INDEXED: Final = frozenset(
+    {"s.patient_id", "s.accession", "s.study_id", "s.description", "s.study_date", "s.birth_date", "x.modality"}
+)
 _OFTEN_EQUAL: Final = frozenset({"x.modality", "s.study_id", "s.description"})
 """Columns in which many rows may have one value."""
 INSIDE: Final = (PATIENT_ID, ACCESSION_NUMBER, STUDY_ID, STUDY_DESCRIPTION)

@@ -149,9 +149,14 @@ class Selecting:
             if where.column in INDEXED or where.column.endswith("_uid"):
                 plan.drives.add(where.column[0])
             plan.both(where.text(), where.params)
+        # Near the top it is cheaper to walk in the order of the answer than to sort all matches.
+        query = self._query
+        shallow = query.limit is not None and query.offset + query.limit <= _SMALL
         if session.postgres:
             for subset in subsets:
-                plan.keys.add(f"s.pk IN ({subset.sql})", subset.params)
+                # PostgreSQL makes a join of an IN, but not of one whose truth is asked: that it walks and probes.
+                walks = shallow and _SMALL < self._size(subset) <= _LISTED
+                plan.keys.add(f"(s.pk IN ({subset.sql})){' IS TRUE' if walks else ''}", subset.params)
             if not self._count_alone(plan, broad, subsets):
                 for subset in subsets:
                     plan.count.add(f"s.pk IN ({subset.sql})", subset.params)
@@ -169,8 +174,30 @@ class Selecting:
             for one in large:
                 plan.both(one.subset.holds, one.subset.holds_params)
             return plan
-        self._walk(plan, broad, large)
-        self._count(plan, broad, large)
+        least = min(large, key=lambda one: one.size, default=None)
+        listed = least.subset if least is not None and least.size <= _LISTED else None
+        subsets = [one.subset for one in large]
+        if listed is not None and not shallow:
+            _look_up(plan.keys, listed, broad, subsets)
+            plan.drives.add("s")
+        else:
+            for where in broad:
+                plan.keys.add(where.text(walk=True), where.params)
+            for one in large:
+                if shallow and one.size > _LISTED:
+                    plan.keys.add(one.subset.holds, one.subset.holds_params)
+                else:
+                    plan.keys.add(f"+s.pk IN ({one.subset.sql})", one.subset.params)
+        # To count, the order does not matter: indexes serve that the walk must not take.
+        if self._count_alone(plan, broad, subsets):
+            return plan
+        if listed is not None:
+            _look_up(plan.count, listed, broad, subsets)
+            return plan
+        for where in broad:
+            plan.count.add(where.text(), where.params)
+        for subset in subsets:
+            plan.count.add(f"+s.pk IN ({subset.sql})", subset.params)
         return plan
 
     def _sized(self, subsets: Sequence[Subset]) -> tuple[list[_Sized], set[int] | None]:
@@ -183,41 +210,14 @@ class Selecting:
                 found = {pk for (pk,) in pks}
                 small = found if small is None else small & found
                 continue
-            rows = f"SELECT 1 FROM ({subset.sql}) LIMIT {_LISTED + 1}"
-            (size,) = self._session.first(f"SELECT count(*) FROM ({rows})", *subset.params)
-            large.append(_Sized(subset, int(size)))
+            large.append(_Sized(subset, self._size(subset)))
         return large, small
 
-    def _walk(self, plan: _Plan, broad: Sequence[Where], large: Sequence[_Sized]) -> None:
-        """Keys where nothing narrows the search: a walk in the order of the answer."""
-        query = self._query
-        # Near the top it is cheaper to put studies to the test than to list all that pass it.
-        shallow = query.limit is not None and query.offset + query.limit <= _SMALL
-        for where in broad:
-            plan.keys.add(where.text(walk=True), where.params)
-        for one in large:
-            if shallow and one.size > _LISTED:
-                plan.keys.add(one.subset.holds, one.subset.holds_params)
-            else:
-                plan.keys.add(f"+s.pk IN ({one.subset.sql})", one.subset.params)
-
-    def _count(self, plan: _Plan, broad: Sequence[Where], large: Sequence[_Sized]) -> None:
-        """How many there are: the order does not matter, so that indexes serve that the walk must not take."""
-        if self._count_alone(plan, broad, [one.subset for one in large]):
-            return
-        least = min(large, key=lambda one: one.size, default=None)
-        if least is not None and least.size > _LISTED:
-            least = None  # looking all of them up would cost more than a walk
-        for one in large:
-            if one is least:
-                plan.count.add(f"s.pk IN ({one.subset.sql})", one.subset.params)
-                plan.count.by_key = True
-            elif least is not None:
-                plan.count.add(one.subset.holds, one.subset.holds_params)
-            else:
-                plan.count.add(f"+s.pk IN ({one.subset.sql})", one.subset.params)
-        for where in broad:
-            plan.count.add(where.text(walk=least is not None), where.params)
+    def _size(self, subset: Subset) -> int:
+        """How many studies it lists, as far as it matters; some twice, unless it is `unique`."""
+        rows = f"SELECT 1 FROM ({subset.sql}) listed LIMIT {_LISTED + 1}"
+        (size,) = self._session.first(f"SELECT count(*) FROM ({rows}) counted", *subset.params)
+        return int(size)
 
     def _count_alone(self, plan: _Plan, broad: Sequence[Where], subsets: Sequence[Subset]) -> bool:
         """Whether one subset is all that is asked for, so that its own rows can be counted: then they are."""
@@ -262,3 +262,14 @@ class Selecting:
         if needs_study:
             tables.insert(tables.index("x") + 1, "s")
         return order, tables
+
+
+def _look_up(terms: _Terms, listed: Subset, broad: Sequence[Where], subsets: Sequence[Subset]) -> None:
+    """The studies of one subset by their keys, each put to the test of the other conditions."""
+    terms.by_key = True
+    terms.add(f"s.pk IN ({listed.sql})", listed.params)
+    for where in broad:
+        terms.add(where.text(walk=True), where.params)
+    for subset in subsets:
+        if subset is not listed:
+            terms.add(subset.holds, subset.holds_params)

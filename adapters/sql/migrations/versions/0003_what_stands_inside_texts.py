@@ -1,4 +1,4 @@
-"""Tails of the texts that searches look into, and an index on StudyDescription."""
+"""Tails of the texts that searches look into, and indexes on StudyDescription and PatientBirthDate."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -40,6 +40,7 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("ix_study_description", "study", ["datastore_pk", "description"])
+    op.create_index("ix_study_birth", "study", ["datastore_pk", "birth_date"])
     for kind, column in COLUMNS.items():
         values = f"datastore_pk, '{kind}' AS kind, {column} AS text"
         now = f"SELECT {values}, pk AS study_pk FROM study WHERE {column} <> ''"
