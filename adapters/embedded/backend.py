@@ -28,6 +28,7 @@ from adapters.embedded.times import from_ms
 from adapters.sql import tables as t
 from adapters.sql.database import Database, now_ms
 from adapters.sql.index import SqlIndex
+from adapters.sql.queue import AWAITED, BACKGROUND
 from gateway.domain.edits import MetadataUpdate
 from gateway.domain.errors import InvalidInput, Locked, NotFound, VersionConflict
 from gateway.domain.ids import DatastoreId, FrameId, ImageSetId, JobId, new_id
@@ -372,7 +373,7 @@ class EmbeddedBackend:
 
     async def submit(self, datastore: DatastoreId, items: Sequence[Staged]) -> JobId:
         order = order_of(JobId(new_id()), await self._run(self._reader.datastore_pk, datastore), items)
-        await self._run(self._intake.submit, order)
+        await self._run(self._intake.submit, order, BACKGROUND)
         self._spool.submitted(items)
         return order.id
 
@@ -396,7 +397,7 @@ class EmbeddedBackend:
             if outcomes is not None:
                 self._spool.submitted(items)
                 return outcomes
-        await self._run(self._intake.submit, order)
+        await self._run(self._intake.submit, order, AWAITED)
         self._spool.submitted(items)
         result = await self.result(order.id, deadline - time.monotonic())
         return None if result is None else result.outcomes

@@ -44,6 +44,8 @@ class Order:
     called_ae: str | None = None
     calling_ae: str | None = None
     principal: str | None = None
+    studies: Sequence[str] | None = None
+    """Study Instance UIDs; None where one is not known before the instances are read."""
 
 
 def order_of(job: JobId, datastore_pk: int, items: Sequence[Staged]) -> Order:
@@ -58,7 +60,13 @@ def order_of(job: JobId, datastore_pk: int, items: Sequence[Staged]) -> Order:
         called_ae=origin.called_ae,
         calling_ae=origin.calling_ae,
         principal=origin.principal,
+        studies=_studies(items),
     )
+
+
+def _studies(items: Sequence[Staged]) -> list[str] | None:
+    found = {item.study_uid for item in items}
+    return None if None in found else sorted(uid for uid in found if uid is not None)
 
 
 def insert_job(connection: sa.Connection, order: Order, status: JobStatus) -> int | None:

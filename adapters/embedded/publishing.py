@@ -19,7 +19,7 @@ from adapters.embedded.preparing import PROCESSING_FAILURE, Packs, Prepared, Pre
 from adapters.sql import index
 from adapters.sql import tables as t
 from adapters.sql.database import Database, Statement, among, insert_or_keep, now_ms
-from adapters.sql.queue import WorkItem, WorkQueue, enqueue
+from adapters.sql.queue import AWAITED, Precedence, WorkItem, WorkQueue, enqueue
 from gateway.domain import metadata
 from gateway.domain.edits import Overlay
 from gateway.domain.grouping import GroupKey, Primary, assign, key_of
@@ -143,6 +143,8 @@ class ImportBatch:
     results: Sequence[Prepared | Outcome] = ()
     outcomes: list[Outcome] = field(default_factory=list)
     """Once published."""
+    behind: int | None = None
+    """The work item that it has to wait for."""
     then: tuple[str, dict[str, Any]] | None = None
     """Work that follows in the same commit, and that ends the job."""
 
@@ -208,8 +210,9 @@ def publish_imports(
     synced: Callable[[], None],
     events: Events,
 ) -> list[ImportBatch]:
-    """Publishes the jobs that can be, a version each; those that must wait for a lock, and orders that somebody else
-    has taken up, are returned. `synced` returns when the blobs are durable, which is awaited before the commit.
+    """Publishes the jobs that can be, a version each; those that must wait for a lock or their turn, and orders that
+    somebody else has taken up, are returned. `synced` returns when the blobs are durable, which is awaited before the
+    commit.
 
     Raises LeaseLost: then nothing was published.
     """
@@ -242,6 +245,7 @@ class _Publisher:
     def __init__(self, connection: sa.Connection, resent: Resent) -> None:
         self._connection = connection
         self._resent = resent
+        self._precedence = Precedence(connection)
         self._states: dict[int, SetState] = {}
         self._blobs: dict[str, int] = {}
         self.publications: list[Publication] = []
@@ -310,7 +314,8 @@ class _Publisher:
     # ------------------------------------------------------------ grouping
 
     def add(self, batch: ImportBatch) -> bool:
-        """Takes a job up; False, with nothing written, where it must wait for a locked image set or is another's."""
+        """Takes a job up; False, with nothing imported, where it must wait for a locked image set or for what was
+        acknowledged before, or is another's."""
         at = now_ms()
         outcomes: list[Outcome | None] = [r if isinstance(r, Outcome) else None for r in batch.results]
         if batch.item is not None and batch.item.attempt > 1:
@@ -319,6 +324,11 @@ class _Publisher:
         for position, result in enumerate(batch.results):
             if isinstance(result, Prepared) and outcomes[position] is None:
                 groups.setdefault(result.key, []).append((position, result))
+        is_awaited = batch.item is None or batch.item.priority == AWAITED
+        if is_awaited and groups:
+            batch.behind = self._precedence.behind(batch.item, {key.study_uid for key in groups})
+            if batch.behind is not None:
+                return False
         studies, series = self._existing(batch, groups)
         # What an operation is about to make of a study's grouping elements decides where the instances belong.
         held = {

@@ -25,7 +25,7 @@ from adapters.embedded.publishing import ImportBatch, Resent, publish_imports
 from adapters.embedded.sweeping import Sweeper
 from adapters.sql import tables as t
 from adapters.sql.database import Database, now_ms
-from adapters.sql.queue import MAX_ATTEMPTS, LeaseLost, WorkItem, WorkQueue
+from adapters.sql.queue import AWAITED, BACKGROUND, FIRST, MAX_ATTEMPTS, LeaseLost, WorkItem, WorkQueue
 from gateway.domain.errors import Corrupt, GatewayError, Unavailable
 from gateway.domain.ids import DatastoreId, JobId
 from gateway.domain.model import JobStatus, Outcome
@@ -35,7 +35,14 @@ log = structlog.get_logger("gateway.worker")
 
 _GROUP = 64
 """Import jobs that share a transaction at most."""
-_GROUP_INSTANCES = 2000
+_GROUP_INSTANCES = 500
+"""And their instances, unless one job has more."""
+_IN_A_ROW = 8
+"""How often work that somebody waits for goes first, before what nobody waits for has its turn."""
+_LOOK_S = 0.02
+"""How long background work is prepared before somebody else's work is looked for."""
+_SEARCH_S = 0.2
+"""And before it is looked for in the queue though nobody has rung."""
 _IDLE_S = 1.0
 _RENEW_S = 15.0
 _DEATHS = 8
@@ -43,7 +50,8 @@ _DEATHS = 8
 _PAUSES_MS = {False: 200, True: 2000}
 """Before the second attempt; eight times as long before the third. Somebody waits for an edit to end."""
 _LOCKED_MS = 50
-"""How long a job waits before it tries again at a locked image set."""
+"""How long a job waits before it tries again at a locked image set, or whether it is its turn."""
+_NOT_ITS_TURN = "waits for what was acknowledged before"
 
 
 _JOB = (
@@ -55,18 +63,8 @@ _JOB = (
 
 def _groups(imports: list[WorkItem]) -> Iterator[list[WorkItem]]:
     """Jobs that share a transaction; one that was begun before, and not ended, gets its own."""
-    group: list[WorkItem] = []
-    count = 0
-    for item in imports:
-        if item.attempt > 1:
-            yield [item]
-            continue
-        if group and count + item.subject["instances"] > _GROUP_INSTANCES:
-            yield group
-            group, count = [], 0
-        group.append(item)
-        count += item.subject["instances"]
-    if group:
+    yield from ([item] for item in imports if item.attempt > 1)
+    if group := [item for item in imports if item.attempt == 1]:
         yield group
 
 
@@ -114,6 +112,12 @@ class Worker:
     _stop: threading.Event = field(default_factory=threading.Event)
     _settled: set[str] = field(default_factory=set)
     _held: Sequence[WorkItem] = ()
+    _in_a_row: int = 0
+    _rung: bool = False
+    _passing: bool = False
+    """There may be more in the queue that somebody waits for."""
+    _looked: float = 0.0
+    _searched: float = 0.0
     _syncing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "sync"))
     _taker: Taker | None = None
 
@@ -143,20 +147,43 @@ class Worker:
 
     def _loop(self, taker: Taker) -> None:
         looked = 0.0
-        rung, worked = False, True
+        worked = True
         while not self._stop.is_set():
             due = time.monotonic() - looked >= _IDLE_S
             if due:
                 self._look_after()
                 looked = time.monotonic()
-            given = taker.take()
-            for some in _slices(given):
-                self._import_given(some)
+            given = self._take(taker)
             # The queue is looked at when somebody rings, and else once a second: not after each order.
+            rung, self._rung = self._rung, False
             worked = (rung or worked or due) and self._work(expected=rung)
-            rung = bool(self.presence.wait(0 if worked or given else _IDLE_S, taker))
-            if rung:
-                self.importer.wake()
+            self._hear(0 if worked or given or self._rung else _IDLE_S, taker)
+
+    def _hear(self, timeout_s: float, taker: Taker) -> bool:
+        """Whether somebody has rung."""
+        if rung := bool(self.presence.wait(timeout_s, taker)):
+            self._rung = True
+            self.importer.wake()
+        return rung
+
+    def _take(self, taker: Taker) -> bool:
+        """Imports what has been handed over; whether there was any."""
+        given = taker.take()
+        for some in _slices(given):
+            self._import_given(some)
+        return bool(given)
+
+    def _let_pass(self) -> None:
+        """Between two instances of background work: what somebody waits for goes first."""
+        taker = self._taker
+        if taker is None or time.monotonic() - self._looked < _LOOK_S:
+            return
+        self._take(taker)
+        # Nobody rings for what had to wait for another.
+        if self._hear(0, taker) or self._passing or time.monotonic() - self._searched > _SEARCH_S:
+            self._passing = self._lease_and_run(last=AWAITED)
+            self._searched = time.monotonic()
+        self._looked = time.monotonic()
 
     def _look_after(self) -> None:
         try:
@@ -173,14 +200,26 @@ class Worker:
 
     def _work(self, *, expected: bool = False) -> bool:
         """Whether there was anything to do; `expected` when somebody rang."""
+        if self._in_a_row >= _IN_A_ROW:
+            self._in_a_row = 0
+            if self._lease_and_run(first=BACKGROUND):
+                return True
+        return self._lease_and_run(expected=expected)
+
+    def _lease_and_run(self, first: int = FIRST, last: int = BACKGROUND, *, expected: bool = False) -> bool:
+        """Work of the first priority that there is; whether there was any."""
+        kinds = (*self.operations, "import")
         try:
-            items = self.queue.lease((*self.operations, "import"), _GROUP, expected=expected)
+            items = self.queue.lease(
+                kinds, _GROUP, first=first, last=last, instances=_GROUP_INSTANCES, expected=expected
+            )
         except GatewayError as fault:
             log.warning("worker.lease", code=fault.code, detail=fault.detail)
             self._stop.wait(_IDLE_S)
             return False
         if not items:
             return False
+        self._in_a_row = 0 if items[0].priority == BACKGROUND else self._in_a_row + 1
         self._say(free=False)
         for item in items:
             if item.kind != "import":
@@ -190,7 +229,8 @@ class Worker:
                 self._give_up(group[0], "the worker died of it")
             else:
                 self._guarded(group, functools.partial(self._import_leased, group))
-        self._say(free=True)
+        if not self._held:
+            self._say(free=True)
         return True
 
     def _say(self, *, free: bool) -> None:
@@ -200,7 +240,7 @@ class Worker:
     def _guarded(self, items: Sequence[WorkItem], run: Callable[[], None]) -> None:
         """Runs work. A group that fails is run again one by one; what fails alone comes back later, and is given up
         after its attempts."""
-        held, self._held = self._held, items
+        held, self._held = self._held, (*self._held, *items)
         try:
             run()
         except LeaseLost:
@@ -251,11 +291,18 @@ class Worker:
 
     def _import_leased(self, items: list[WorkItem]) -> None:
         began = time.monotonic()
+        early = [item for item in items if "behind" in item.subject and self.queue.is_there(item.subject["behind"])]
+        for item in early:  # is not prepared once more to learn it
+            self.queue.retry(item, _NOT_ITS_TURN, delay_ms=_LOCKED_MS, counts=False)
+        items = [item for item in items if item not in early]
         batches = [self.batch_of(item) for item in items]
-        waiting = self._import(batches)
+        waiting = self._import(batches) if batches else ()
         for batch in waiting:
             assert batch.item is not None
-            self.queue.retry(batch.item, "waits for a locked image set", delay_ms=_LOCKED_MS, counts=False)
+            if batch.behind is None:
+                self.queue.retry(batch.item, "waits for a locked image set", delay_ms=_LOCKED_MS, counts=False)
+            else:  # which is taken up first, unless another worker has it in hand
+                self.queue.retry(batch.item, _NOT_ITS_TURN, delay_ms=0, counts=False, behind=batch.behind)
         held = [batch.item for batch in waiting]
         self._ring([item for item in items if item not in held])
         self._account([batch for batch in batches if batch not in waiting], began)
@@ -276,13 +323,15 @@ class Worker:
     def _import(self, batches: Sequence[ImportBatch]) -> Sequence[ImportBatch]:
         """Publishes in one transaction; those that could not be are returned."""
         self.encoder.stand_back()
+        is_background = all(batch.item is not None and batch.item.priority == BACKGROUND for batch in batches)
+        between = self._let_pass if is_background else None
         packs = Packs(self.blobs)
         try:
             # What was staged without a sync (STOW) becomes durable while it is being prepared.
             segments = {segment for batch in batches for segment, _, _ in batch.order.places}
             settled = self._syncing.submit(self.spool.settle, segments)
             for batch in batches:
-                batch.results = self.prepare(batch, packs)
+                batch.results = self.prepare(batch, packs, between)
             packs.seal()
         except BaseException:
             packs.abandon()
@@ -330,11 +379,15 @@ class Worker:
         )
         return ImportBatch(order, item, row.pk)
 
-    def prepare(self, batch: ImportBatch, packs: Packs) -> list[Prepared | Outcome]:
-        """What the staged instances of a job become; their bytes go into the packs."""
+    def prepare(
+        self, batch: ImportBatch, packs: Packs, between: Callable[[], None] | None = None
+    ) -> list[Prepared | Outcome]:
+        """What the staged instances of a job become; their bytes go into the packs. Calls `between` after each."""
         is_last = batch.item is not None and batch.item.attempt >= MAX_ATTEMPTS
         results: list[Prepared | Outcome] = []
         for segment, offset, length in batch.order.places:
+            if between is not None:
+                between()
             try:
                 origin, body, body_at = self.spool.read(segment, offset, length)
             except Corrupt as fault:

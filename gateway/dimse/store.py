@@ -1,8 +1,10 @@
 """C-STORE: from fragments to the spool, and from the spool into import jobs (PS3.4 annex B, PS3.7 §9.1.1)."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -24,6 +26,7 @@ from .status import (
 
 _log = structlog.get_logger("gateway.dimse")
 
+_UID = re.compile("[0-9.]{1,64}")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
 
 
@@ -77,7 +80,8 @@ class Reception:
         except Exception as error:
             self._fail(error)
             return self._status, None
-        return self._status, staged
+        study = self._scan.found.get(STUDY, "")
+        return self._status, replace(staged, study_uid=study) if _UID.fullmatch(study) else staged
 
     def abort(self) -> None:
         """Forgets the instance (NET-07)."""

@@ -345,6 +345,7 @@ def test_a_full_batch_becomes_a_job_at_once(limit: Any) -> None:
             ["1.2", "1.3"],
             ["1.4"],
         ]
+        assert {staged.study_uid for _, items in batches for staged in items} == {"1.2"}
 
 
 def test_an_idle_batch_becomes_a_job_while_the_association_stays_open() -> None:
