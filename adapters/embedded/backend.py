@@ -371,9 +371,13 @@ class EmbeddedBackend:
     async def find(self, query: DicomQuery) -> SearchAnswer:
         return await self._run(self._index.find, query)
 
-    async def submit(self, datastore: DatastoreId, items: Sequence[Staged]) -> JobId:
-        order = order_of(JobId(new_id()), await self._run(self._reader.datastore_pk, datastore), items)
-        await self._run(self._intake.submit, order, BACKGROUND)
+    def announce(self, job: JobId, items: Sequence[Staged]) -> None:
+        self._giver.announce(job, [(item.segment, item.offset, item.length) for item in items])
+
+    async def submit(self, datastore: DatastoreId, items: Sequence[Staged], job: JobId | None = None) -> JobId:
+        datastore_pk = await self._run(self._reader.datastore_pk, datastore)
+        order = order_of(job or JobId(new_id()), datastore_pk, items)
+        await self._run(self._intake.submit, order, BACKGROUND, self._giver.told(order.id))
         self._spool.submitted(items)
         return order.id
 
@@ -401,6 +405,11 @@ class EmbeddedBackend:
         self._spool.submitted(items)
         result = await self.result(order.id, deadline - time.monotonic())
         return None if result is None else result.outcomes
+
+    @property
+    def handed_over(self) -> int:
+        """Requests that workers have in hand, and that are no jobs yet."""
+        return self._giver.waiting
 
     async def result(self, job: JobId, timeout_s: float) -> JobResult | None:
         """The job's outcomes once it has ended; None when it has not after `timeout_s`."""

@@ -38,11 +38,12 @@ class JobIntake:
         if event is not None:
             event.set()
 
-    def submit(self, order: Order, priority: int) -> None:
-        """Makes the job, unless a worker has made and ended it, to whom the order had been given before."""
+    def submit(self, order: Order, priority: int, keep_for: str | None = None) -> None:
+        """Makes the job, unless a worker has made and ended it, to whom the order had been given before; it is kept a
+        moment for the worker `keep_for`."""
         # The spool finds again, by `recover`, what a lost job named.
         with self._database.write(durable=False) as connection:
-            is_new = submit_job(connection, order, priority)
+            is_new = submit_job(connection, order, priority, keep_for)
         if is_new:
             self._presence.ring("worker")
 
@@ -67,12 +68,21 @@ class JobIntake:
                 self._waiting.pop(job, None)
 
 
-def submit_job(connection: sa.Connection, order: Order, priority: int) -> bool:
+def submit_job(connection: sa.Connection, order: Order, priority: int, keep_for: str | None = None) -> bool:
     """The job, its segments and its work item, in the caller's transaction; False when the job is there already."""
     job_pk = insert_job(connection, order, JobStatus.SUBMITTED)
     if job_pk is None:
         return False
-    _enqueue(connection, priority, job_pk, order.id, order.source, len(order.places), studies=order.studies)
+    _enqueue(
+        connection,
+        priority,
+        job_pk,
+        order.id,
+        order.source,
+        len(order.places),
+        studies=order.studies,
+        keep_for=keep_for,
+    )
     return True
 
 
@@ -85,9 +95,10 @@ def _enqueue(
     count: int,
     *,
     studies: Sequence[str] | None = None,
+    keep_for: str | None = None,
 ) -> None:
     subject = {"job": job_pk, "id": job_id, "source": source, "instances": count, "studies": studies}
-    enqueue(connection, "import", subject, priority=priority)
+    enqueue(connection, "import", subject, priority=priority, keep_for=keep_for)
 
 
 def recover(

@@ -15,7 +15,7 @@ from adapters.embedded import docs
 from adapters.embedded.chunks import deflate
 from adapters.embedded.events import Events
 from adapters.embedded.jobs import Order, insert_job, pack_outcomes
-from adapters.embedded.preparing import PROCESSING_FAILURE, Packs, Prepared, PreparedPixel
+from adapters.embedded.preparing import PROCESSING_FAILURE, Prepared, PreparedPixel
 from adapters.sql import index
 from adapters.sql import tables as t
 from adapters.sql.database import Database, Statement, among, insert_or_keep, now_ms
@@ -205,13 +205,14 @@ def publish_imports(
     database: Database,
     queue: WorkQueue,
     batches: Sequence[ImportBatch],
-    packs: Packs,
+    sizes: Mapping[str, int],
     resent: Resent,
     synced: Callable[[], None],
     events: Events,
 ) -> list[ImportBatch]:
     """Publishes the jobs that can be, a version each; those that must wait for a lock or their turn, and orders that
-    somebody else has taken up, are returned. `synced` returns when the blobs are durable, which is awaited before the
+    somebody else has taken up, are returned. `sizes` are those of
+    the blobs written, by their names; `synced` returns when the blobs are durable, which is awaited before the
     commit.
 
     Raises LeaseLost: then nothing was published.
@@ -227,7 +228,7 @@ def publish_imports(
         ]
         database.lock_words(connection, words)
         publisher = _Publisher(connection, resent)
-        publisher.store_blobs(packs, prepared)
+        publisher.store_blobs(sizes, prepared)
         for batch in batches:
             if publisher.add(batch):
                 if batch.item is not None:
@@ -252,9 +253,9 @@ class _Publisher:
 
     # ------------------------------------------------------------ blobs, pixels, records
 
-    def store_blobs(self, packs: Packs, prepared: Sequence[Prepared]) -> None:
+    def store_blobs(self, written: Mapping[str, int], prepared: Sequence[Prepared]) -> None:
         at = now_ms()
-        sizes = dict(packs.sizes)
+        sizes = dict(written)
         for p in prepared:
             if p.pixel is not None:
                 sizes.setdefault(p.pixel.blob, 0)

@@ -13,12 +13,13 @@ import sqlalchemy as sa
 import structlog
 
 from adapters.embedded import intake, quarantining
+from adapters.embedded.ahead import Ahead
 from adapters.embedded.encoding import Encoder
 from adapters.embedded.events import Courier, Events
 from adapters.embedded.handover import Given, Taker
 from adapters.embedded.holding import Holding
 from adapters.embedded.importing import Importer
-from adapters.embedded.jobs import Order, unpack_places
+from adapters.embedded.jobs import Order, Place, unpack_places
 from adapters.embedded.preparing import PROCESSING_FAILURE, Packs, Prepared, Preparer
 from adapters.embedded.processes import Presence
 from adapters.embedded.publishing import ImportBatch, Resent, publish_imports
@@ -120,6 +121,10 @@ class Worker:
     _searched: float = 0.0
     _syncing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "sync"))
     _taker: Taker | None = None
+    _ahead: Ahead = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._ahead = Ahead(self.blobs, self._prepare_one)
 
     def stop(self) -> None:
         self._stop.set()
@@ -140,6 +145,7 @@ class Worker:
         finally:
             self._taker = None
             taker.close()
+            self._ahead.close()
             self.importer.stop()
             if self.courier is not None:
                 self.courier.stop()
@@ -152,12 +158,17 @@ class Worker:
             due = time.monotonic() - looked >= _IDLE_S
             if due:
                 self._look_after()
+                self._ahead.forget_old()
                 looked = time.monotonic()
             given = self._take(taker)
             # The queue is looked at when somebody rings, and else once a second: not after each order.
             rung, self._rung = self._rung, False
             worked = (rung or worked or due) and self._work(expected=rung)
-            self._hear(0 if worked or given or self._rung else _IDLE_S, taker)
+            if not (worked or given or self._ahead.is_idle):
+                self.encoder.stand_back()
+                self._ahead.go_on(_LOOK_S)
+            is_idle = self._ahead.is_idle and not (worked or given or self._rung)
+            self._hear(_IDLE_S if is_idle else 0, taker)
 
     def _hear(self, timeout_s: float, taker: Taker) -> bool:
         """Whether somebody has rung."""
@@ -168,10 +179,17 @@ class Worker:
 
     def _take(self, taker: Taker) -> bool:
         """Imports what has been handed over; whether there was any."""
+        taker.pulse()
         given = taker.take()
+        for job, places in taker.announced():
+            self._ahead.announce(job, places)
         for some in _slices(given):
             self._import_given(some)
         return bool(given)
+
+    def _pulse(self) -> None:
+        if self._taker is not None:
+            self._taker.pulse()
 
     def _let_pass(self) -> None:
         """Between two instances of background work: what somebody waits for goes first."""
@@ -219,8 +237,10 @@ class Worker:
             return False
         if not items:
             return False
-        self._in_a_row = 0 if items[0].priority == BACKGROUND else self._in_a_row + 1
-        self._say(free=False)
+        is_background = items[0].priority == BACKGROUND
+        self._in_a_row = 0 if is_background else self._in_a_row + 1
+        if not is_background:  # which lets orders pass
+            self._say(free=False)
         for item in items:
             if item.kind != "import":
                 self._guarded([item], functools.partial(self.operations[item.kind].run, item))
@@ -324,29 +344,34 @@ class Worker:
         """Publishes in one transaction; those that could not be are returned."""
         self.encoder.stand_back()
         is_background = all(batch.item is not None and batch.item.priority == BACKGROUND for batch in batches)
-        between = self._let_pass if is_background else None
-        packs = Packs(self.blobs)
+        between = self._let_pass if is_background else self._pulse
+        packs = [Packs(self.blobs)]
         try:
             # What was staged without a sync (STOW) becomes durable while it is being prepared.
             segments = {segment for batch in batches for segment, _, _ in batch.order.places}
             settled = self._syncing.submit(self.spool.settle, segments)
             for batch in batches:
-                batch.results = self.prepare(batch, packs, between)
-            packs.seal()
+                begun = self._ahead.take(batch.order.id)
+                if begun is not None:
+                    packs.append(begun.packs)
+                batch.results = self.prepare(batch, packs[0], between, begun.results if begun is not None else None)
+            for some in packs:
+                some.seal()
         except BaseException:
-            packs.abandon()
+            _abandon(packs)
             raise
-        finished = self._syncing.submit(packs.finish)
+        finished = self._syncing.submit(_finish, packs)
 
         def synced() -> None:
             finished.result()
             settled.result()
 
+        sizes = {name: size for some in packs for name, size in some.sizes.items()}
         try:
-            return publish_imports(self.database, self.queue, batches, packs, self.resent, synced, self.events)
+            return publish_imports(self.database, self.queue, batches, sizes, self.resent, synced, self.events)
         finally:
             if finished.exception() is not None:
-                packs.abandon()
+                _abandon(packs)
 
     def _account(self, ended: Sequence[ImportBatch], began: float) -> None:
         """What can wait until who asked has been answered."""
@@ -380,39 +405,59 @@ class Worker:
         return ImportBatch(order, item, row.pk)
 
     def prepare(
-        self, batch: ImportBatch, packs: Packs, between: Callable[[], None] | None = None
+        self,
+        batch: ImportBatch,
+        packs: Packs,
+        between: Callable[[], None] | None = None,
+        known: Mapping[tuple[str, int], Prepared | Outcome] | None = None,
     ) -> list[Prepared | Outcome]:
-        """What the staged instances of a job become; their bytes go into the packs. Calls `between` after each."""
+        """What the staged instances of a job become; their bytes go into the packs. Calls `between` before each.
+
+        Those `known`, by segment and offset, have been prepared before.
+        """
         is_last = batch.item is not None and batch.item.attempt >= MAX_ATTEMPTS
         results: list[Prepared | Outcome] = []
-        for segment, offset, length in batch.order.places:
+        for place in batch.order.places:
+            if known is not None and place[:2] in known:
+                results.append(known[place[:2]])
+                continue
             if between is not None:
                 between()
-            try:
-                origin, body, body_at = self.spool.read(segment, offset, length)
-            except Corrupt as fault:
-                log.error("worker.spool_damaged", detail=fault.detail)
-                results.append(
-                    Outcome(None, None, None, None, failure=PROCESSING_FAILURE, message="The staged copy is damaged.")
-                )
-                continue
-            try:
-                results.append(self.preparer.prepare(origin, segment, offset, body, body_at, packs))
-            except Exception as fault:
-                if isinstance(fault, Unavailable) or (isinstance(fault, _MAY_PASS) and not is_last):
-                    raise
-                log.exception("worker.instance_failed")  # one that cannot be prepared does not take the others with it
-                results.append(
-                    Outcome(
-                        origin.sop_class,
-                        origin.sop_uid,
-                        None,
-                        None,
-                        failure=PROCESSING_FAILURE,
-                        message="The gateway failed to process the instance; its log says more.",
-                    )
-                )
+            results.append(self._prepare_one(place, packs, is_last=is_last))
         return results
+
+    def _prepare_one(self, place: Place, packs: Packs, *, is_last: bool = False) -> Prepared | Outcome:
+        """Raises what another attempt may not meet, unless this is the last one."""
+        segment, offset, length = place
+        try:
+            origin, body, body_at = self.spool.read(segment, offset, length)
+        except Corrupt as fault:
+            log.error("worker.spool_damaged", detail=fault.detail)
+            return Outcome(None, None, None, None, failure=PROCESSING_FAILURE, message="The staged copy is damaged.")
+        try:
+            return self.preparer.prepare(origin, segment, offset, body, body_at, packs)
+        except Exception as fault:
+            if isinstance(fault, Unavailable) or (isinstance(fault, _MAY_PASS) and not is_last):
+                raise
+            log.exception("worker.instance_failed")  # one that cannot be prepared does not take the others with it
+            return Outcome(
+                origin.sop_class,
+                origin.sop_uid,
+                None,
+                None,
+                failure=PROCESSING_FAILURE,
+                message="The gateway failed to process the instance; its log says more.",
+            )
+
+
+def _finish(packs: Sequence[Packs]) -> None:
+    for some in packs:
+        some.finish()
+
+
+def _abandon(packs: Sequence[Packs]) -> None:
+    for some in packs:
+        some.abandon()
 
 
 def _slices(given: Sequence[Given]) -> Iterator[Sequence[Given]]:

@@ -15,6 +15,7 @@ from gateway.domain.errors import GatewayError, Overloaded
 
 LEASE_MS = 60_000
 MAX_ATTEMPTS = 3
+_KEPT_MS = 500
 FIRST = -1
 """Priority of what ends a lock: imports that wait for it must not fill the queue in front of it."""
 HASTENED = 0
@@ -35,6 +36,11 @@ _CANDIDATES = (
         work.c.priority.between(sa.bindparam("first"), sa.bindparam("last")),
         work.c.kind.in_(sa.bindparam("kinds", expanding=True)),
         work.c.run_after <= sa.bindparam("now"),
+        sa.or_(
+            work.c.owner.is_(None),
+            work.c.owner == sa.bindparam("me"),
+            work.c.run_after <= sa.bindparam("not_kept"),
+        ),
         sa.or_(
             work.c.lock_key.is_(None),
             ~sa.exists().where(_other.c.lock_key == work.c.lock_key, _other.c.state == "running"),
@@ -132,8 +138,9 @@ def enqueue(
     *,
     lock_key: str | None = None,
     priority: int = AWAITED,
+    keep_for: str | None = None,
 ) -> int:
-    """Adds a waiting item inside the caller's transaction; its key."""
+    """Adds a waiting item inside the caller's transaction; its key. It is kept for one owner, for a moment."""
     row = _ENQUEUE.scalar(
         connection,
         {
@@ -141,6 +148,7 @@ def enqueue(
             "lock_key": lock_key,
             "subject": json.dumps(subject),
             "priority": priority,
+            "owner": keep_for,
             "state": "waiting",
             "run_after": now_ms(),
             "attempts": 0,
@@ -217,7 +225,9 @@ class WorkQueue:
         many `instances`; one item may have more. Unless there is one `expected`, it looks before it takes the write
         lock: the queue is mostly empty.
         """
-        asked = {"kinds": list(kinds), "now": now_ms(), "most": limit, "first": first, "last": last}
+        now = now_ms()
+        asked = {"kinds": list(kinds), "now": now, "most": limit, "first": first, "last": last}
+        asked |= {"me": self.owner, "not_kept": now - _KEPT_MS}
         try:
             return self._lease(asked, instances, expected)
         except sa.exc.IntegrityError:  # another process has just taken an item with the same lock key

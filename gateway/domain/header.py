@@ -1223,8 +1223,8 @@ def _parts(data: Buffer, i: int, end: int, kind: _Kind, depth: int = 0) -> Itera
 
 
 def spans(data: bytes, start: int = 0) -> Iterator[tuple[int, int, int]]:
-    """Tag, start and end of each top-level element of a data set in Explicit VR Little Endian from `start` on, with the
-    tolerance of `read`. Raises InvalidInput."""
+    """Tag, start and end of each top-level element of a data set in Explicit VR Little Endian from `start` on, with
+    the tolerance of `read`. Raises InvalidInput."""
     return ((part.tag, part.at, part.next) for part in _parts(data, start, len(data), "explicit"))
 
 
