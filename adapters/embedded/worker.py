@@ -41,7 +41,7 @@ _GROUP_INSTANCES = 500
 _IN_A_ROW = 8
 """How often work that somebody waits for goes first, before what nobody waits for has its turn."""
 _LOOK_S = 0.02
-"""How long background work is prepared before somebody else's work is looked for."""
+"""How long an import is prepared before somebody else's work is looked for."""
 _SEARCH_S = 0.2
 """And before it is looked for in the queue though nobody has rung."""
 _IDLE_S = 1.0
@@ -115,7 +115,9 @@ class Worker:
     _held: Sequence[WorkItem] = ()
     _in_a_row: int = 0
     _rung: bool = False
-    _passing: bool = False
+    _is_passing: bool = False
+    """What is done now is done between two instances of an import."""
+    _has_more: bool = False
     """There may be more in the queue that somebody waits for."""
     _looked: float = 0.0
     _searched: float = 0.0
@@ -192,15 +194,19 @@ class Worker:
             self._taker.pulse()
 
     def _let_pass(self) -> None:
-        """Between two instances of background work: what somebody waits for goes first."""
+        """Between two instances of an import: what somebody waits for goes first, however large the import is."""
         taker = self._taker
         if taker is None or time.monotonic() - self._looked < _LOOK_S:
             return
-        self._take(taker)
-        # Nobody rings for what had to wait for another.
-        if self._hear(0, taker) or self._passing or time.monotonic() - self._searched > _SEARCH_S:
-            self._passing = self._lease_and_run(last=AWAITED)
-            self._searched = time.monotonic()
+        self._is_passing = True
+        try:
+            self._take(taker)
+            # Nobody rings for what had to wait for another.
+            if self._hear(0, taker) or self._has_more or time.monotonic() - self._searched > _SEARCH_S:
+                self._has_more = self._lease_and_run(last=AWAITED)
+                self._searched = time.monotonic()
+        finally:
+            self._is_passing = False
         self._looked = time.monotonic()
 
     def _look_after(self) -> None:
@@ -237,9 +243,8 @@ class Worker:
             return False
         if not items:
             return False
-        is_background = items[0].priority == BACKGROUND
-        self._in_a_row = 0 if is_background else self._in_a_row + 1
-        if not is_background:  # which lets orders pass
+        self._in_a_row = 0 if items[0].priority == BACKGROUND else self._in_a_row + 1
+        if self._is_passing or items[0].kind != "import":  # an import lets orders pass
             self._say(free=False)
         for item in items:
             if item.kind != "import":
@@ -249,8 +254,7 @@ class Worker:
                 self._give_up(group[0], "the worker died of it")
             else:
                 self._guarded(group, functools.partial(self._import_leased, group))
-        if not self._held:
-            self._say(free=True)
+        self._say(free=True)
         return True
 
     def _say(self, *, free: bool) -> None:
@@ -343,8 +347,8 @@ class Worker:
     def _import(self, batches: Sequence[ImportBatch]) -> Sequence[ImportBatch]:
         """Publishes in one transaction; those that could not be are returned."""
         self.encoder.stand_back()
-        is_background = all(batch.item is not None and batch.item.priority == BACKGROUND for batch in batches)
-        between = self._let_pass if is_background else self._pulse
+        is_leased = all(batch.item is not None for batch in batches)
+        between = self._let_pass if is_leased and not self._is_passing else self._pulse
         packs = [Packs(self.blobs)]
         try:
             # What was staged without a sync (STOW) becomes durable while it is being prepared.
