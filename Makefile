@@ -8,6 +8,8 @@ TESTS ?= tests
 # Test files that run side by side. Each gateway under test is four processes of its own.
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
 ARGS ?=
+# What every gateway under test keeps its rows in: sqlite, or postgresql with two web processes and four workers.
+DATABASE ?= sqlite
 
 # The newest Python 3.13, 3.12 or 3.11 that runs: on the PATH, or one of pyenv's.
 define FIND_PYTHON
@@ -42,9 +44,9 @@ run: $(VENV)/run.stamp ## Set up and serve; ARGS='--workers 2' adds flags
 	exec $(BIN)/python -m gateway serve $(ARGS)
 
 .PHONY: test
-test: lint types imports ## Set up and test all; REQUIRE=all: a missing component is a failure
+test: lint types imports ## Set up and test all; REQUIRE=all: nothing may be missing; DATABASE=postgresql
 	COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')") \
-	  REQUIRE=$(REQUIRE) $(BIN)/python -m pytest $(TESTS) -n $(JOBS) --dist worksteal --cov --cov-report=term $(ARGS) < /dev/null
+	  REQUIRE=$(REQUIRE) GATEWAY_TEST_DATABASE=$(DATABASE) $(BIN)/python -m pytest $(TESTS) -n $(JOBS) --dist worksteal --cov --cov-report=term $(ARGS) < /dev/null
 
 .PHONY: lint
 lint: $(VENV)/dev.stamp ## Style and common mistakes

@@ -55,9 +55,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_gateway() -> Iterator[Gateway]:
-    """A gateway with the default settings on an empty folder."""
-    with Gateway() as gateway:
+def running_gateway(*flags: str, **settings: str) -> Iterator[Gateway]:
+    """A gateway with the default settings on an empty folder, but for flags of `serve` and settings (`GATEWAY_...`)."""
+    with Gateway(*flags, **settings) as gateway:
         deadline = time.monotonic() + _START_S
         while not gateway.listens():
             if time.monotonic() > deadline:

@@ -8,12 +8,10 @@ first: linear, not quadratic. Afterwards old versions are read, each with the me
 
 import argparse
 import os
-import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -83,7 +81,7 @@ def run(gateway: RunningGateway, count: int, seed: int) -> Report:
     study, series = instances[0].study, instances[0].series
     steps: list[Step] = []
     with Faces(gateway) as faces:
-        before = _sizes(gateway.data)
+        before = _sizes(gateway)
         for step in range(1, 11):
             last = count * step // 10
             first = steps[-1].last if steps else 0
@@ -97,7 +95,7 @@ def run(gateway: RunningGateway, count: int, seed: int) -> Report:
             sent = time.monotonic()
             _wait(faces, study, last)
             ended = time.monotonic()
-            now = _sizes(gateway.data)
+            now = _sizes(gateway)
             steps.append(Step(last, sent - began, ended - sent, now[0] - before[0], now[1] - before[1]))
             before = now
         report = Report(steps)
@@ -134,15 +132,16 @@ def _wait(faces: Faces, study: str, count: int) -> None:
     raise AssertionError(f"{count} instances are not searchable after {IMPORT_S:g} s")
 
 
-def _sizes(data: Path) -> tuple[int, int]:
+def _sizes(gateway: RunningGateway) -> tuple[int, int]:
     """Bytes in use in the database, whatever of it lies in the log still, and in packs."""
-    with closing(sqlite3.connect(f"file:{data / 'gateway.db'}?mode=ro", uri=True, timeout=30)) as connection:
-        pages, free, size = (
-            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
-        )
-    folder = data / "pack"
+    if "GATEWAY_DATABASE_URL" in gateway.environment:
+        used = int(gateway.asked("SELECT pg_database_size(current_database())"))
+    else:
+        pages, free, size = (gateway.asked(f"PRAGMA {name}") for name in ("page_count", "freelist_count", "page_size"))
+        used = (pages - free) * size
+    folder = gateway.data / "pack"
     packs = sum(path.stat().st_size for path in folder.iterdir()) if folder.exists() else 0
-    return (pages - free) * size, packs
+    return used, packs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -156,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             report = run(gateway, options.count, options.seed)
         finally:
-            gateway.stop()
+            gateway.close()
     one, other = report.steps[0], report.steps[-1]
     if other.total_s > TIMES * one.total_s:
         report.faults.append(f"the last hundred took {other.total_s / one.total_s:.1f} times the first")

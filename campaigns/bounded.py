@@ -379,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             report = Campaign(gateway, int(options.gb * 2**30), options.seed, options.limit).run()
         finally:
-            gateway.stop()
+            gateway.close()
     print("\n".join(str(report).splitlines()[len(report.steps) :]))
     return 1 if report.faults else 0
 

@@ -1,6 +1,6 @@
 """`kill -9` of any process while instances and edits come in: nothing acknowledged is lost, doubled or half-visible.
 
-    python -m campaigns.kill --points 1000 --seed 1 [--database postgresql+psycopg://...]
+    python -m campaigns.kill --points 1000 --seed 1 [--database postgresql] [--web 2] [--workers 4]
 
 In each round, one study is sent over several associations and STOW-RS clients while its image sets are edited and those
 of the round before deleted, encoding and sweeping go on, and one process after the other is killed at a random moment.
@@ -111,7 +111,7 @@ class Report:
             f"half-visible  {sum(len(one.half_visible) for one in rounds) + len(self.at_the_end)}",
         ]
         for who in VICTIMS:
-            times = sorted(took for one in rounds for role, took in one.mended if role == who)
+            times = sorted(took for one in rounds for role, took in one.mended if role.partition("-")[0] == who)
             if times:
                 median = statistics.median(times)
                 lines.append(f"mended        {who}: median {median:.2f} s, longest {times[-1]:.2f} s, of {len(times)}")
@@ -136,9 +136,9 @@ class Mending:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def killed(self, role: str, pid: int, at: float) -> None:
+    def killed(self, pid: int, at: float) -> None:
         with self._lock:
-            self._waiting[role] = (pid, at)
+            self._waiting |= {role: (pid, at) for role, known in self._gateway.pids().items() if known == pid}
 
     def supervisor_killed(self, at: float, back: float) -> None:
         """Which takes all others along."""
@@ -284,7 +284,7 @@ class Campaign:
                         process.send_signal(signal.SIGKILL)
                         died = time.monotonic()
                         if victim != "decoder":
-                            mending.killed(victim, process.pid, died)
+                            mending.killed(process.pid, died)
                         return victim, died
             if time.monotonic() > deadline:
                 victim, deadline = self._random.choice(("worker", "web", "dimse")), time.monotonic() + _HUNT_S
@@ -450,23 +450,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--round", type=int, default=20, help="kills before everything is looked at")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--database", help="SQLAlchemy URL of an empty database [default: SQLite]")
+    parser.add_argument("--web", type=int, default=1, help="web processes")
+    parser.add_argument("--database", help="sqlite, postgresql (a fresh one), or the SQLAlchemy URL of an empty one")
     parser.add_argument("--keep", type=Path, help="a folder for the data and the log, kept afterwards")
     options = parser.parse_args(arguments)
-    environment = dict(ENVIRONMENT)
-    if options.database:
-        url = options.database.replace("postgresql://", "postgresql+psycopg://")
-        environment["GATEWAY_DATABASE_URL"] = url
+    several = {"GATEWAY_HTTP__PROCESSES": str(options.web), "GATEWAY_WORKERS": str(options.workers)}
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         gateway = RunningGateway(
-            folder / "data", "--workers", str(options.workers), env=environment, ports=lasting_ports()
+            folder / "data", env={**ENVIRONMENT, **several}, ports=lasting_ports(), database=options.database
         )
         try:
             report = Campaign(gateway, options.seed).run(options.points, options.round)
         finally:
-            gateway.stop()
+            gateway.close()
     print(report)
     return 0 if report.is_whole else 1
 

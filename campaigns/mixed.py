@@ -70,7 +70,7 @@ class Report:
 def run(gateway: RunningGateway, seconds: float, seed: int) -> Report:
     """Loads a gateway for so long."""
     report = Report(seconds)
-    restarts = {role: gateway.restarts(role) for role in ("web", "dimse", "worker")}
+    restarts = {role: gateway.restarts(role) for role in gateway.pids()}
     ended = threading.Event()
     watching = threading.Thread(target=watch, args=(gateway.pid, report.memory, ended), daemon=True)
     watching.start()
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             report = run(gateway, options.seconds, options.seed)
         finally:
-            gateway.stop()
+            gateway.close()
     report.faults += grown(report.memory)
     print(report)
     return 1 if report.faults else 0

@@ -226,7 +226,7 @@ def run(gateway: RunningGateway, count: int, seed: int) -> Report:
     """Sends `count` files both ways, reads what was stored, and waits until all is imported."""
     report = Report()
     sound = sources()
-    restarts = {role: gateway.restarts(role) for role in ("web", "dimse", "worker")}
+    restarts = {role: gateway.restarts(role) for role in gateway.pids()}
     ended = threading.Event()
     watch = threading.Thread(target=mixed.watch, args=(gateway.pid, report.memory, ended), daemon=True)
     watch.start()
@@ -325,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             report = run(gateway, options.count, options.seed)
         finally:
-            gateway.stop()
+            gateway.close()
     report.faults += mixed.grown(report.memory)
     print(report)
     return 1 if report.faults else 0

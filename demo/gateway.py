@@ -31,15 +31,19 @@ def environment() -> dict[str, str]:
 class Gateway:
     """Runs inside a `with`, started at its beginning; folder and processes are gone after it."""
 
+    def __init__(self, *flags: str, **settings: str) -> None:
+        """`flags` of `serve` beside the usual ones, which they overrule; `settings` as `GATEWAY_...`."""
+        self._flags, self._settings = flags, settings
+
     def __enter__(self) -> "Gateway":
         self.folder = Path(tempfile.mkdtemp(prefix="imageset-gateway-demo-"))
         self.log = self.folder / "log"
-        flags = ["--data", str(self.folder / "data"), "--http", "127.0.0.1:0", "--dimse", "127.0.0.1:0"]
+        flags = ["--data", str(self.folder / "data"), "--http", "127.0.0.1:0", "--dimse", "127.0.0.1:0", *self._flags]
         self.began = time.monotonic()
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [*ours(), "serve", *flags],
-                env=environment(),
+                env={**environment(), **self._settings},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -123,6 +123,7 @@ class AuthSettings(_Branch):
 
 class HttpSettings(_Branch):
     listen: Listen = Field(Address("127.0.0.1", 8080), description="Where HTTP listens.")
+    processes: int = Field(1, ge=1, le=64, description="Web processes of `serve`, all on the one listener.")
     tls_cert: Path | None = Field(None, description="Certificate chain (PEM): https.")
     tls_key: Path | None = Field(None, description="Private key (PEM) of the certificate.")
     public_url: str | None = Field(
@@ -132,7 +133,7 @@ class HttpSettings(_Branch):
     cors_origins: tuple[str, ...] | None = Field(
         None, description="Origins that browsers may call from; default `*` without authentication, none with."
     )
-    max_requests: int = Field(500, ge=1, description="Requests served at once; more are answered 503.")
+    max_requests: int = Field(500, ge=1, description="Requests a web process serves at once; more are answered 503.")
     patience_s: float = Field(
         60.0,
         gt=0,

@@ -209,11 +209,10 @@ class Supervisor:
         except Unavailable:
             self._http.close()
             raise
-        workers = ["worker"] if settings.workers == 1 else [f"worker-{n + 1}" for n in range(settings.workers)]
         self._children = [
-            _Child("web", "web", self._http),
+            *_several("web", settings.http.processes, self._http),
             _Child("dimse", "dimse", self._dimse),
-            *(_Child(role, "worker", None) for role in workers),
+            *_several("worker", settings.workers, None),
         ]
         self._environment = _environment()
         share_metrics(settings.data, self._environment)
@@ -327,9 +326,11 @@ class Supervisor:
         return {child.role: {"up": int(child.up), "restarts": child.restarts} for child in self._children}
 
     def _announce(self) -> None:
-        """The listening line, once: both listeners serve, and `/readyz` knows it."""
-        web, dimse = self._children[:2]
-        if self._announced or not (web.up and dimse.up and web.seen.get("dimse", {}).get("up")):
+        """The listening line, once: all that listen serve, and `/readyz` knows it, whoever answers."""
+        surfaces = [child for child in self._children if child.kind != "worker"]
+        webs = [child for child in surfaces if child.kind == "web"]
+        informed = all(web.seen.get(child.role, {}).get("up") for web in webs for child in surfaces)
+        if self._announced or not informed:
             return
         self._announced = True
         line = {
@@ -337,7 +338,7 @@ class Supervisor:
             "http": http_url(self._settings, self._http),
             "dimse": str(bound_address(self._dimse)),
             "aet": self._settings.dimse.aet,
-            "datastoreId": (web.facts or {}).get("datastoreId"),
+            "datastoreId": (webs[0].facts or {}).get("datastoreId"),
         }
         print(orjson.dumps(line).decode(), flush=True)
 
@@ -346,6 +347,12 @@ class Supervisor:
         self._dimse.close()
         await _end([child for child in self._children if child.kind != "worker"], SURFACE_DRAIN_S + _GRACE_S)
         await _end([child for child in self._children if child.kind == "worker"], WORKER_DRAIN_S + _GRACE_S)
+
+
+def _several(kind: Kind, count: int, listener: socket.socket | None) -> list[_Child]:
+    """Children of one kind, which share its listener; their roles are numbered where there is more than one."""
+    roles = [kind] if count == 1 else [f"{kind}-{number + 1}" for number in range(count)]
+    return [_Child(role, kind, listener) for role in roles]
 
 
 def _environment() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import secrets
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,9 +12,9 @@ import psycopg
 import pytest
 
 from tests.corpus import CORPUS
-from tests.running import RunningGateway
+from tests.databases import POSTGRES, create_database, drop_database, libpq
+from tests.running import DATABASE, RunningGateway
 
-POSTGRES = os.environ.get("GATEWAY_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1/test")
 REQUIRE_ALL = os.environ.get("REQUIRE") == "all"
 
 # Programs of the same names (storescu, findscu) come with pynetdicom: those of Python environments are not meant.
@@ -40,14 +39,10 @@ def _dcmtk() -> bool:
 
 def _postgres() -> bool:
     try:
-        with psycopg.connect(_libpq(POSTGRES), connect_timeout=3):
+        with psycopg.connect(libpq(POSTGRES), connect_timeout=3):
             return True
     except psycopg.OperationalError:
         return False
-
-
-def _libpq(url: str) -> str:
-    return url.replace("postgresql+psycopg://", "postgresql://")
 
 
 COMPONENTS: dict[str, tuple[str, Callable[[], bool]]] = {
@@ -83,6 +78,11 @@ def require(component: str) -> None:
     pytest.skip(f"{name} is missing")
 
 
+def pytest_sessionstart() -> None:
+    if DATABASE == "postgresql" and not is_here("postgres"):
+        pytest.exit("GATEWAY_TEST_DATABASE=postgresql: no PostgreSQL answers at GATEWAY_TEST_POSTGRES", 2)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if REQUIRE_ALL and not all(map(is_here, COMPONENTS)) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -108,14 +108,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def postgres_url() -> Iterator[str]:
     """The SQLAlchemy URL of a fresh, empty PostgreSQL database, dropped afterwards."""
     require("postgres")
-    name = f"gateway_{secrets.token_hex(6)}"
-    with psycopg.connect(_libpq(POSTGRES), autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[arg-type,unused-ignore]
+    url = create_database()
     try:
-        yield f"{POSTGRES.rpartition('/')[0]}/{name}"
+        yield url
     finally:
-        with psycopg.connect(_libpq(POSTGRES), autocommit=True) as connection:
-            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[arg-type,unused-ignore]
+        drop_database(url)
 
 
 @pytest.fixture
@@ -130,7 +127,7 @@ def start_gateway(tmp_path: Path) -> Iterator[Callable[..., RunningGateway]]:
 
     yield start
     for one in running:
-        one.stop()
+        one.close()
 
 
 @pytest.fixture

@@ -1,20 +1,33 @@
-"""A real gateway for a test: `imageset-gateway serve` in processes of its own, on free ports and its own folder."""
+"""A real gateway for a test: `imageset-gateway serve` in processes of its own, on free ports and its own folder.
+
+Where the environment says `GATEWAY_TEST_DATABASE=postgresql`, each gets a fresh PostgreSQL database instead of SQLite,
+two web processes and four workers, unless a test asks for something else.
+"""
 
 import contextlib
 import json
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil  # type: ignore[import-untyped,unused-ignore]
+
+from tests.databases import asked, create_database, drop_database
 
 ROOT = Path(__file__).parents[1]
+DATABASE = os.environ.get("GATEWAY_TEST_DATABASE", "sqlite")
+SEVERAL = {"GATEWAY_HTTP__PROCESSES": "2", "GATEWAY_WORKERS": "4"}
+"""The settings of a gateway with several processes of each kind that may be several."""
+ALONE = {"GATEWAY_HTTP__PROCESSES": "1", "GATEWAY_WORKERS": "1"}
+"""Those of one that has none twice, for tests that stop or kill the very process that has something in hand."""
 START_S = 60.0
 STOP_S = 20.0
 
@@ -43,18 +56,48 @@ def command(
     )
 
 
+def wait_until_refused(host: str, port: int) -> None:
+    """Returns when nobody listens there any more."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((host, port), 1).close()
+        except ConnectionRefusedError:
+            return
+        time.sleep(0.02)
+    raise AssertionError("the listener still accepts")
+
+
 class RunningGateway:
     """A gateway that has printed its listening line."""
 
     def __init__(
-        self, data: Path, *flags: str, env: Mapping[str, str] | None = None, ports: tuple[int, int] = (0, 0)
+        self,
+        data: Path,
+        *flags: str,
+        env: Mapping[str, str] | None = None,
+        ports: tuple[int, int] = (0, 0),
+        database: str | None = None,
     ) -> None:
+        """`database` is `sqlite`, `postgresql`, a fresh one until `close`, or the SQLAlchemy URL of an empty one; by
+        default what the tests are run on."""
         self.data = data
         self.log = data.parent / f"{data.name}.log"
         self._flags = flags
-        self._env = environment(**(env or {}))
+        several = SEVERAL if DATABASE == "postgresql" else {}
+        self._env = environment(**{**several, **(env or {})})
+        self._database: str | None = None
+        database = database or DATABASE
+        if database not in ("sqlite", "postgresql"):
+            self._env["GATEWAY_DATABASE_URL"] = database.replace("postgresql://", "postgresql+psycopg://")
+        elif database == "postgresql" and "GATEWAY_DATABASE_URL" not in self._env:
+            self._database = self._env["GATEWAY_DATABASE_URL"] = create_database()
         self._ports = (f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}")
-        self._start()
+        try:
+            self._start()
+        except BaseException:
+            self._drop_database()
+            raise
 
     def _start(self) -> None:
         self.began = time.monotonic()
@@ -101,6 +144,37 @@ class RunningGateway:
         started = (json.loads(line) for line in self.log.read_text().splitlines() if '"process_started"' in line)
         return {line["process"]: line["pid"] for line in started}
 
+    def roles(self, kind: str) -> list[str]:
+        """The names of its web, dimse or worker processes."""
+        return sorted(role for role in self.pids() if role.partition("-")[0] == kind)
+
+    @contextlib.contextmanager
+    def only(self, role: str) -> Iterator[None]:
+        """Whoever connects meanwhile comes to this web process: the others stand still."""
+        pids = self.pids()
+        others = [psutil.Process(pids[other]) for other in self.roles("web") if other != role]
+        try:
+            for other in others:
+                other.suspend()
+            deadline = time.monotonic() + START_S
+            while any(other.status() != psutil.STATUS_STOPPED for other in others):
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+            yield
+        finally:
+            for other in others:
+                other.resume()
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command that opens this gateway's store itself to its end."""
+        url = self._env.get("GATEWAY_DATABASE_URL")
+        env = {} if url is None else {"GATEWAY_DATABASE_URL": url}
+        return command(*arguments, "--data", str(self.data), env=env)
+
+    def asked(self, sql: str) -> Any:
+        """The first column of the first row that its database answers."""
+        return asked(self.data, self._env, sql)
+
     def get(self, path: str, **more: Any) -> httpx.Response:
         return httpx.get(self.http + path, timeout=30, **more)
 
@@ -127,6 +201,13 @@ class RunningGateway:
         self._close()
         return code
 
+    def close(self) -> None:
+        """Stops it for good: a database that was made for it is dropped."""
+        try:
+            self.stop()
+        finally:
+            self._drop_database()
+
     def kill(self) -> None:
         """SIGKILL to the supervisor."""
         self.process.kill()
@@ -139,6 +220,10 @@ class RunningGateway:
             self.stop()
         self._ports = (self.http.partition("//")[2], f"{self.dimse[0]}:{self.dimse[1]}")
         self._start()
+
+    def _drop_database(self) -> None:
+        if self._database is not None:
+            drop_database(self._database)
 
     def _close(self) -> None:
         if self.process.stdout is not None:

@@ -146,9 +146,7 @@ class EmbeddedBackend:
         return await self._run(self._page, query, t.datastore.c.pk, page, datastore_of)
 
     async def delete_datastore(self, datastore: DatastoreId) -> Datastore:
-        deleted = await self._run(delete_datastore, self._database, self._events, datastore)
-        self._reader.forget_datastore(datastore)
-        return deleted
+        return await self._run(delete_datastore, self._database, self._events, datastore)
 
     async def tags(self, resource: Resource) -> Mapping[str, str]:
         return await self._run(tagging.read, self._database, resource)
@@ -170,7 +168,7 @@ class EmbeddedBackend:
     async def list_imports(
         self, datastore: DatastoreId, status: JobStatus | None, page: PageRequest
     ) -> Page[ImportJob]:
-        pk = await self._run(self._reader.datastore_pk, datastore)
+        pk = await self._run(self._reader.active, datastore)
         # Jobs of STOW and DIMSE have no S3 URIs, which the API requires: they are not listed (healthimaging.md 11.1).
         query = (
             sa.select(t.job)
@@ -186,7 +184,7 @@ class EmbeddedBackend:
         return await self._run(self._page, query, t.job.c.pk, page, lambda row: job_of(row, datastore))
 
     async def start_import(self, datastore: DatastoreId, request: ImportRequest) -> ImportJob:
-        pk = await self._run(self._reader.datastore_pk, datastore)
+        pk = await self._run(self._reader.active, datastore)
         if not self._has_buckets:
             raise InvalidInput(
                 "This gateway has no buckets. Start it with --s3-root FOLDER, or set GATEWAY_S3_ENDPOINT_URL."
@@ -198,7 +196,7 @@ class EmbeddedBackend:
     async def search(
         self, datastore: DatastoreId, criteria: SearchCriteria, page: PageRequest
     ) -> Page[ImageSetSummary]:
-        pk = await self._run(self._reader.datastore_pk, datastore)
+        pk = await self._run(self._reader.active, datastore)
         items, token = await self._run(self._index.search_image_sets, pk, criteria, page.size, page.token)
         return Page(items, token)
 
@@ -206,7 +204,7 @@ class EmbeddedBackend:
         return await self._run(self._get_image_set, ref)
 
     def _get_image_set(self, ref: ImageSetRef) -> ImageSet:
-        pk = self._reader.datastore_pk(ref.datastore)
+        pk = self._reader.key_of(ref.datastore)
         s, v = t.image_set, t.version
         with self._database.read() as connection:
             row = connection.execute(
@@ -214,11 +212,8 @@ class EmbeddedBackend:
             ).first()
             if row is None:
                 raise NotFound("There is no image set with this id.")
-            version = connection.execute(
-                sa.select(v).where(
-                    v.c.image_set_pk == row.pk, v.c.version == (row.latest if ref.version is None else ref.version)
-                )
-            ).first()
+            number = row.latest if ref.version is None else min(ref.version, t.MAX_VERSION)
+            version = connection.execute(sa.select(v).where(v.c.image_set_pk == row.pk, v.c.version == number)).first()
         if version is None:
             raise NotFound("The image set has no such version.")
         found = _image_set(ref.datastore, row, version)
@@ -227,7 +222,7 @@ class EmbeddedBackend:
         return found
 
     async def list_versions(self, ref: ImageSetRef, page: PageRequest) -> Page[ImageSet]:
-        pk = await self._run(self._reader.datastore_pk, ref.datastore)
+        pk = await self._run(self._reader.key_of, ref.datastore)
         return await self._run(self._list_versions, pk, ref, page)
 
     def _list_versions(self, datastore_pk: int, ref: ImageSetRef, page: PageRequest) -> Page[ImageSet]:
@@ -254,15 +249,15 @@ class EmbeddedBackend:
         return found
 
     async def update_metadata(self, ref: ImageSetRef, expected: int, update: MetadataUpdate) -> ImageSet:
-        pk = await self._run(self._reader.datastore_pk, ref.datastore)
+        pk = await self._run(self._reader.key_of, ref.datastore)
         return await self._run(self._mutations.accept_update, pk, ref, expected, update)
 
     async def copy(self, request: CopyRequest) -> CopyResult:
-        pk = await self._run(self._reader.datastore_pk, request.source.datastore)
+        pk = await self._run(self._reader.key_of, request.source.datastore)
         return await self._run(self._copying.accept, pk, request)
 
     async def delete(self, ref: ImageSetRef, actor: str | None = None) -> ImageSet:
-        pk = await self._run(self._reader.datastore_pk, ref.datastore)
+        pk = await self._run(self._reader.key_of, ref.datastore)
         return await self._run(self._mutations.accept_delete, pk, ref, actor)
 
     def _accessed(self, *image_sets: ImageSetId) -> None:
@@ -274,7 +269,7 @@ class EmbeddedBackend:
     # ------------------------------------------------------------ history
 
     async def changes(self, datastore: DatastoreId, after: int, limit: int) -> tuple[Sequence[Change], int]:
-        pk = await self._run(self._reader.datastore_pk, datastore)
+        pk = await self._run(self._reader.active, datastore)
         return await self._run(self._changes, pk, after, limit)
 
     def _changes(self, datastore_pk: int, after: int, limit: int) -> tuple[Sequence[Change], int]:
@@ -294,7 +289,7 @@ class EmbeddedBackend:
             )
             .join(s, s.c.pk == c.c.image_set_pk)
             .outerjoin(j, j.c.pk == c.c.job_pk)
-            .where(c.c.datastore_pk == datastore_pk, c.c.seq > after)
+            .where(c.c.datastore_pk == datastore_pk, c.c.seq > min(after, t.MAX_KEY))
             .order_by(c.c.seq)
             .limit(limit)
         )
@@ -307,7 +302,7 @@ class EmbeddedBackend:
     async def preview(
         self, ref: ImageSetRef, expected: int, update: MetadataUpdate
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        pk = await self._run(self._reader.datastore_pk, ref.datastore)
+        pk = await self._run(self._reader.key_of, ref.datastore)
         return await self._run(self._preview, pk, ref, expected, update)
 
     def _preview(
@@ -375,7 +370,7 @@ class EmbeddedBackend:
         self._giver.announce(job, [(item.segment, item.offset, item.length) for item in items])
 
     async def submit(self, datastore: DatastoreId, items: Sequence[Staged], job: JobId | None = None) -> JobId:
-        datastore_pk = await self._run(self._reader.datastore_pk, datastore)
+        datastore_pk = await self._run(self._reader.key_of, datastore)
         order = order_of(job or JobId(new_id()), datastore_pk, items)
         await self._run(self._intake.submit, order, BACKGROUND, self._giver.told(order.id))
         self._spool.submitted(items)
@@ -384,9 +379,9 @@ class EmbeddedBackend:
     async def imported(
         self, datastore: DatastoreId, items: Sequence[Staged], timeout_s: float
     ) -> Sequence[Outcome] | None:
-        datastore_pk = self._reader.known_datastore_pk(datastore)
+        datastore_pk = self._reader.known_key(datastore)
         if datastore_pk is None:  # a way to a thread and back costs more than all else that is done here
-            datastore_pk = await self._run(self._reader.datastore_pk, datastore)
+            datastore_pk = await self._run(self._reader.key_of, datastore)
         order = order_of(JobId(new_id()), datastore_pk, items)
         # Whoever asked may leave: what he sent is imported all the same.
         task = asyncio.create_task(self._import(order, items, timeout_s))
@@ -417,7 +412,7 @@ class EmbeddedBackend:
         return await loop.run_in_executor(self._waiters, self._intake.result, job, timeout_s)
 
     async def conflicts(self, datastore: DatastoreId, page: PageRequest) -> Page[ConflictEntry]:
-        pk = await self._run(self._reader.datastore_pk, datastore)
+        pk = await self._run(self._reader.active, datastore)
         c, s = t.conflict, t.image_set
         query = (
             sa.select(c, s.c.id.label("set_id"), s.c.study_uid, s.c.series_uid)
@@ -434,7 +429,7 @@ class EmbeddedBackend:
         if page.token is not None:
             if not page.token.isdecimal() or len(page.token) > 18:
                 raise InvalidInput("The page token was not given by this operation. Start again without one.")
-            query = query.where(key < int(page.token))
+            query = query.where(key < sa.literal(int(page.token), sa.BigInteger))
         with self._database.read() as connection:
             rows = connection.execute(query.limit(page.size + 1)).all()
         more = len(rows) > page.size

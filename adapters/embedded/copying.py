@@ -147,8 +147,7 @@ class Copying:
             sa.select(s).where(
                 s.c.datastore_pk == datastore_pk,
                 s.c.series_uid == source.series_uid,
-                s.c.is_primary,
-                s.c.state != ImageSetState.DELETED,
+                t.LIVING_PRIMARY,
             )
         ).all()
 
@@ -269,8 +268,7 @@ class Copying:
             sa.select(s.c.pk, s.c.series_uid, s.c.state)
             .where(
                 s.c.datastore_pk == source.datastore_pk,
-                s.c.is_primary,
-                s.c.state != ImageSetState.DELETED,
+                t.LIVING_PRIMARY,
                 sa.or_(s.c.study_uid == source.study_uid, s.c.series_uid == source.series_uid),
             )
             .order_by(s.c.pk)

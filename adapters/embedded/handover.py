@@ -1,10 +1,11 @@
 """Orders handed over directly: from the process that staged the instances to a worker that has time for them.
 
 A worker listens on a Unix socket in the run folder; what comes and goes is one JSON value a line. It says whether it is
-free (`true`, `false`), and says so again every second while its loop goes round. It is sent orders, an object each, and
-answers `[job, outcomes]` after the publication is durable, or `[job, null]` when the order has to become an ordinary
-job. A connection that ends, or is silent for too long, answers nothing: then, too, the order becomes one, and its id
-keeps it from being done twice (`jobs.insert_job`). And it is told, `[job, places]`, what a job is going to name.
+free, and how many orders it has in hand, `[true, 0]`, again every second while its loop goes round. It is sent orders,
+an object each, and answers `[job, outcomes]` after the publication is durable, or `[job, null]` when the order has to
+become an ordinary job. A connection that ends, or is silent for too long, answers nothing: then, too, the order becomes
+one, and its id keeps it from being done twice (`jobs.insert_job`). And it is told, `[job, places]`, what a job is going
+to name.
 """
 
 import asyncio
@@ -98,6 +99,7 @@ class Taker:
     def __init__(self, folder: Path, name: str) -> None:
         self._path = folder / f"{name}{_SUFFIX}"
         self._free = True
+        self._in_hand = 0
         self._said = 0.0
         self._announced: list[Announced] = []
         self._selector = selectors.DefaultSelector()
@@ -152,7 +154,7 @@ class Taker:
     def _tell(self) -> None:
         self._said = time.monotonic()
         for lines in self._connections():
-            if not lines.send(self._free):
+            if not lines.send([self._free, self._in_hand]):
                 self._drop(lines)
 
     def close(self) -> None:
@@ -176,10 +178,13 @@ class Taker:
         connection.setblocking(False)
         lines = _Lines(connection)
         self._selector.register(connection, selectors.EVENT_READ, lines)
-        lines.send(self._free)
+        lines.send([self._free, self._in_hand])
 
     def _given(self, lines: _Lines, order: Order) -> Given:
+        self._in_hand += 1
+
         def answer(outcomes: Sequence[Outcome] | None) -> None:
+            self._in_hand -= 1
             if not lines.send([order.id, outcomes]):
                 self._drop(lines)
 
@@ -201,6 +206,8 @@ class _Link:
     lines: _Lines
     loop: asyncio.AbstractEventLoop
     is_free: bool = False
+    in_hand: int = 0
+    """Orders of all that give some, as the worker last said."""
     heard: float = field(default_factory=time.monotonic)
     waiting: dict[JobId, "asyncio.Future[list[Outcome] | None]"] = field(default_factory=dict)
 
@@ -217,8 +224,10 @@ class Giver:
 
     @property
     def waiting(self) -> int:
-        """Orders that workers have in hand."""
-        return sum(len(link.waiting) for link in self._links.values())
+        """Orders that workers have in hand; those of other processes as of a second ago."""
+        if time.monotonic() - self._looked > _LOOK_S:
+            self._look()
+        return sum(max(len(link.waiting), link.in_hand) for link in self._links.values())
 
     async def give(self, order: Order, timeout_s: float) -> list[Outcome] | None:
         """What became of the staged instances, in their order; None when no worker took them, or none has answered."""
@@ -291,11 +300,10 @@ class Giver:
         texts, alive = link.lines.read()
         link.heard = time.monotonic()
         for text in texts:
-            said = orjson.loads(text)
-            if isinstance(said, bool):
-                link.is_free = said
+            job, outcomes = orjson.loads(text)
+            if isinstance(job, bool):
+                link.is_free, link.in_hand = job, outcomes
                 continue
-            job, outcomes = said
             answered = link.waiting.pop(job, None)
             if answered is not None and not answered.done():
                 answered.set_result(None if outcomes is None else [Outcome(**fields) for fields in outcomes])

@@ -20,7 +20,7 @@ import structlog
 from adapters.embedded import datastores
 from adapters.embedded.encoding import Encoder
 from adapters.embedded.events import Events
-from adapters.embedded.jobs import job_of, pack_places, unpack_outcomes
+from adapters.embedded.jobs import job_of, pack_places, require_active, unpack_outcomes
 from adapters.embedded.preparing import PROCESSING_FAILURE, Packs, Prepared
 from adapters.embedded.processes import Presence
 from adapters.embedded.publishing import ImportBatch, Resent, publish_imports
@@ -71,12 +71,13 @@ def start_import(
     datastore: DatastoreId,
     request: ImportRequest,
 ) -> ImportJob:
-    """A new job, or with a known client token the one that it made. Raises Conflict, QuotaExceeded."""
+    """A new job, or with a known client token the one that it made. Raises Conflict, NotFound, QuotaExceeded."""
     asked = [datastore, request.name, request.role_arn, request.input_uri, request.output_uri]
     j = t.job
     with database.write() as connection:
         known = datastores.answered(database, connection, "StartDICOMImportJob", request.client_token, asked)
         if known is None:
+            database.lock_words(connection, ["import jobs"])  # so that two at once do not both find the last place
             running = sa.select(sa.func.count()).where(
                 j.c.source == "import", j.c.status.in_((JobStatus.SUBMITTED, JobStatus.IN_PROGRESS))
             )
@@ -99,6 +100,7 @@ def start_import(
                     "principal": request.actor,
                 },
             ).one()
+            require_active(connection, datastore_pk)
             enqueue(connection, "read", {"job": row.pk, "store": datastore})
             datastores.answer(connection, "StartDICOMImportJob", request.client_token, asked, job_id)
             events.job(connection, row, datastore, JobStatus.SUBMITTED)

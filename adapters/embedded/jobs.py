@@ -88,12 +88,16 @@ def insert_job(connection: sa.Connection, order: Order, status: JobStatus) -> in
     }
     job_pk: int | None = insert_or_keep(connection.dialect.name, t.job).scalar(connection, row)
     if job_pk is not None:
-        # Asked once the row is there: from now on the data store cannot be deleted.
-        if _IS_ACTIVE.scalar(connection, {"datastore_pk": order.datastore_pk}) is None:
-            raise NotFound("There is no data store with this id.")
+        require_active(connection, order.datastore_pk)
         segments = sorted({segment for segment, _, _ in order.places})
         _INSERT_SEGMENTS.run_each(connection, [{"segment": segment, "job_pk": job_pk} for segment in segments])
     return job_pk
+
+
+def require_active(connection: sa.Connection, datastore_pk: int) -> None:
+    """To be asked once the row of a job is there: from then on the data store cannot be deleted. Raises NotFound."""
+    if _IS_ACTIVE.scalar(connection, {"datastore_pk": datastore_pk}) is None:
+        raise NotFound("There is no data store with this id.")
 
 
 def read_job(database: Database, job: JobId, *, with_outcomes: bool = False) -> JobResult:

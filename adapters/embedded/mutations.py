@@ -184,8 +184,7 @@ class Mutations:
             .where(
                 t.image_set.c.datastore_pk == datastore_pk,
                 t.image_set.c.study_uid == target.study_uid,
-                t.image_set.c.is_primary,
-                t.image_set.c.state != ImageSetState.DELETED,
+                t.LIVING_PRIMARY,
                 t.image_set.c.pk != target.pk,
             )
             .order_by(t.image_set.c.pk)
@@ -323,8 +322,7 @@ class Mutations:
             .where(
                 s.c.datastore_pk == state.datastore_pk,
                 s.c.study_uid == state.study_uid,
-                s.c.is_primary,
-                s.c.state != ImageSetState.DELETED,
+                t.LIVING_PRIMARY,
                 s.c.pk != state.pk,
             )
             .limit(1)

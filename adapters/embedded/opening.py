@@ -107,7 +107,7 @@ def open_embedded(
         holding=Holding(data / "run"),
         quarantine=quarantine,
         sweeper=Sweeper(database, blobs, derived, data, sweeping or SweepTimes()),
-        datastore_pk=reader.datastore_pk,
+        datastore_pk=reader.active,
         resent=resent,
         metrics=metrics,
         events=events,

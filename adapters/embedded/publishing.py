@@ -58,8 +58,7 @@ _LIVE_MEMBERS = Statement(
 )
 _PRIMARY = sa.select(t.image_set.c.pk).where(
     t.image_set.c.datastore_pk == sa.bindparam("datastore_pk"),
-    t.image_set.c.is_primary,
-    t.image_set.c.state != ImageSetState.DELETED,
+    t.LIVING_PRIMARY,
 )
 _PRIMARY_OF_SERIES = Statement(_PRIMARY.where(t.image_set.c.series_uid == sa.bindparam("series_uid")))
 _PRIMARY_OF_STUDY = Statement(_PRIMARY.where(t.image_set.c.study_uid == sa.bindparam("study_uid")).limit(1))

@@ -17,7 +17,7 @@ from adapters.embedded import docs
 from adapters.embedded.chunks import Chunk, Extent, deflate, gzip_stream, literal, unpack_extents
 from adapters.embedded.frames import ROW_BYTES, FrameRow, digest_of, parse_format, unpack_row
 from adapters.sql import tables as t
-from adapters.sql.database import Database
+from adapters.sql.database import Database, Statement
 from gateway.domain import header, metadata
 from gateway.domain.edits import Changes, Overlay
 from gateway.domain.errors import Conflict, Corrupt, Gone, InvalidInput, NotAcceptable, NotFound
@@ -40,6 +40,9 @@ _COMMA = literal(b",")
 _OPEN = literal(b"[")
 _CLOSE = literal(b"]")
 _TAIL = literal(metadata.TAIL)
+_ACTIVE = Statement(
+    sa.select(t.datastore.c.pk).where(t.datastore.c.id == sa.bindparam("id"), t.datastore.c.status != "DELETED")
+)
 _FRAME_ID = re.compile(r"[0-9a-f]{32}")
 _SELECTED_ENTRIES = 50_000
 """Of all selections that are remembered, together."""
@@ -60,6 +63,8 @@ class StoredEntry(Entry):
     pixel: int | None = None
 
 
+_Pixel = tuple[int, str]
+"""Pixel data: its row's key, and its digest in hexadecimal. SQLite gives the key of a row that was deleted anew."""
 _Place = tuple[str, int, str, FrameRow]
 """Of a frame: its blob, where its extent begins, its syntax, its row of the frame table."""
 
@@ -85,36 +90,37 @@ class Reader:
         self._database = database
         self._blobs = blobs
         self._codec = codec
-        self._stores: dict[DatastoreId, int] = {}
+        self._keys: dict[DatastoreId, int] = {}
         self._lossless: dict[DatastoreId, str] = {}
         self._lock = threading.Lock()
         self._selected: dict[Selection, Selected] = {}
         self._selected_size = 0
         self._selected_at: int | None = None
-        self._places: dict[tuple[int, int], _Place] = {}
+        self._places: dict[tuple[_Pixel, int], _Place] = {}
         self._overlay = lru_cache(maxsize=1024)(self._read_overlay)
         self._changes = lru_cache(maxsize=8192)(self._read_changes)
 
     # ------------------------------------------------------------ data stores
 
-    def known_datastore_pk(self, datastore: DatastoreId) -> int | None:
-        """The key, if it has been asked for before. Does not block."""
-        return self._stores.get(datastore)
+    def known_key(self, datastore: DatastoreId) -> int | None:
+        """What `key_of` gives, if it has been asked for before. Does not block."""
+        return self._keys.get(datastore)
 
-    def datastore_pk(self, datastore: DatastoreId) -> int:
-        """The key of a data store that is not deleted. Raises NotFound."""
-        pk = self._stores.get(datastore)
+    def key_of(self, datastore: DatastoreId) -> int:
+        """The key of a data store, which never changes: for those who go on to something in it, or to a job, neither
+        of which is there once it has been deleted. Raises NotFound."""
+        pk = self._keys.get(datastore)
         if pk is None:
-            with self._database.read() as connection:
-                row = connection.execute(
-                    sa.select(t.datastore.c.pk).where(
-                        t.datastore.c.id == datastore, t.datastore.c.status.in_(("ACTIVE", "CREATING"))
-                    )
-                ).first()
-            if row is None:
-                raise NotFound("There is no data store with this id.")
-            pk = self._stores[datastore] = int(row.pk)
+            pk = self._keys[datastore] = self.active(datastore)
         return pk
+
+    def active(self, datastore: DatastoreId) -> int:
+        """The same for a data store that is not deleted, asked anew each time: any process deletes. Raises NotFound."""
+        with self._database.read() as connection:
+            pk = _ACTIVE.scalar(connection, {"id": datastore})
+        if pk is None:
+            raise NotFound("There is no data store with this id.")
+        return int(pk)
 
     def lossless(self, datastore: DatastoreId) -> str:
         """The transfer syntax of a data store's losslessStorageFormat, which never changes. Raises NotFound."""
@@ -127,9 +133,6 @@ class Reader:
                 raise NotFound("There is no data store with this id.")
             syntax = self._lossless[datastore] = LOSSLESS[format]
         return syntax
-
-    def forget_datastore(self, datastore: DatastoreId) -> None:
-        self._stores.pop(datastore, None)
 
     # ------------------------------------------------------------ selection
 
@@ -159,7 +162,7 @@ class Reader:
         return found
 
     def _select(self, selection: Selection) -> Selected:
-        datastore_pk = self.datastore_pk(selection.datastore)
+        datastore_pk = self.key_of(selection.datastore)
         with self._database.read() as connection:
             shown = self._shown(connection, datastore_pk, selection)
             entries = [entry for one in shown for entry in self._members(connection, one, selection.sop)]
@@ -199,7 +202,7 @@ class Reader:
                 versions = versions.where(v.c.at <= at, v.c.seq.is_not(None)).order_by(v.c.version.desc()).limit(1)
             else:
                 number = row.visible if selection.version is None else selection.version
-                versions = versions.where(v.c.version == number)
+                versions = versions.where(v.c.version == min(number, t.MAX_VERSION))
             version = connection.execute(versions).first()
             if version is None:
                 continue
@@ -386,7 +389,7 @@ class Reader:
         ]
 
     def frame(self, entry: Entry, index: int) -> Frame:
-        pixel = _stored_one(entry).pixel
+        pixel = _pixel(entry)
         if pixel is None or not 0 <= index < entry.frames:
             raise NotFound(f"The instance has no frame {index + 1}.")
         return self._frame(pixel, index, None)
@@ -400,11 +403,12 @@ class Reader:
 
     def _first_places(self, entries: Sequence[Entry]) -> list[_Place]:
         """In order, with one query for all that are not known; what will stay there is remembered."""
-        pixels: list[int] = []
-        for entry in _stored(entries):
-            if entry.pixel is None or not entry.frames:
+        pixels: list[_Pixel] = []
+        for entry in entries:
+            pixel = _pixel(entry)
+            if pixel is None or not entry.frames:
                 raise NotFound("The instance has no frame 1.")
-            pixels.append(entry.pixel)
+            pixels.append(pixel)
         places = {pixel: place for pixel in pixels if (place := self._places.get((pixel, 0)))}
         for some in _slices([pixel for pixel in pixels if pixel not in places]):
             places |= self._locate(some, 0)
@@ -414,7 +418,8 @@ class Reader:
 
     def frame_at_hand(self, entry: Entry, index: int) -> Frame | None:
         """The frame, if it can be had without waiting for a disk or a database; small ones only. Does not block."""
-        place = self._places.get((_stored_one(entry).pixel or 0, index))
+        pixel = _pixel(entry)
+        place = None if pixel is None else self._places.get((pixel, index))
         if place is None or place[3].length > _AT_ONCE_BYTES:
             return None
         blob, offset, syntax, row = place
@@ -428,7 +433,7 @@ class Reader:
 
     def frame_start(self, entry: Entry, index: int) -> Frame | None:
         """The thumbnail prefix of a frame: one range. None where it has none, or waits for its encoding."""
-        pixel = _stored_one(entry).pixel
+        pixel = _pixel(entry)
         if pixel is None or not 0 <= index < entry.frames:
             raise NotFound(f"The instance has no frame {index + 1}.")
         blob, offset, syntax, row = self._places.get((pixel, index)) or self._place(pixel, index)
@@ -439,7 +444,7 @@ class Reader:
         except Corrupt:  # moved meanwhile, or gone: the whole frame tells
             return None
 
-    def _frame(self, pixel: int, index: int, frame_id: FrameId | None) -> Frame:
+    def _frame(self, pixel: _Pixel, index: int, frame_id: FrameId | None) -> Frame:
         for _ in range(2):
             place = self._places.get((pixel, index)) or self._place(pixel, index)
             blob, offset, syntax, row = place
@@ -452,30 +457,31 @@ class Reader:
             self._places.pop((pixel, index), None)  # the encoder may have moved it: look again
         raise Corrupt("A stored frame is missing or does not have its digest.")
 
-    def _place(self, pixel: int, index: int) -> _Place:
+    def _place(self, pixel: _Pixel, index: int) -> _Place:
         place = self._locate([pixel], index).get(pixel)
         if place is None:
             raise Corrupt("A stored frame is missing.")
         return place
 
-    def _locate(self, pixels: Sequence[int], index: int) -> dict[int, _Place]:
+    def _locate(self, pixels: Sequence[_Pixel], index: int) -> dict[_Pixel, _Place]:
         """Where a frame of each of these pixel rows lies; what will stay there is remembered."""
         x = t.pixel
         row_bytes = sa.func.substr(x.c.frames, index * ROW_BYTES + 1, ROW_BYTES)
         with self._database.read() as connection:
             rows = connection.execute(
-                sa.select(x.c.pk, t.blob.c.name, x.c.off, x.c.state, x.c.syntax, x.c.format, row_bytes)
+                sa.select(x.c.pk, x.c.digest, t.blob.c.name, x.c.off, x.c.state, x.c.syntax, x.c.format, row_bytes)
                 .join(t.blob, t.blob.c.pk == x.c.blob_pk)
-                .where(x.c.pk.in_(pixels))
+                .where(x.c.pk.in_([pk for pk, _ in pixels]))
             ).all()
-        places: dict[int, _Place] = {}
-        for pk, blob, offset, state, syntax, format_text, table in rows:
+        places: dict[_Pixel, _Place] = {}
+        for pk, digest, blob, offset, state, syntax, format_text, table in rows:
             row = unpack_row(bytes(table), signed=_format(format_text).signed)
-            places[pk] = place = (blob, offset, syntax, row)
+            pixel = pk, bytes(digest).hex()
+            places[pixel] = place = (blob, offset, syntax, row)
             if state != "raw":  # a raw frame is about to move
                 if len(self._places) >= _PLACES:
                     self._places.clear()
-                self._places[pk, index] = place
+                self._places[pixel, index] = place
         return places
 
     def pixel_data(self, entry: Entry) -> Frame:
@@ -498,7 +504,7 @@ class Reader:
 
     def document(self, ref: ImageSetRef) -> Document:
         """The metadata document of a version (API: GetImageSetMetadata), always as one gzip stream."""
-        datastore_pk = self.datastore_pk(ref.datastore)
+        datastore_pk = self.key_of(ref.datastore)
         with self._database.read() as connection:
             shown = self.shown_set(connection, datastore_pk, ref)
             entries = self._members(connection, shown, None)
@@ -542,7 +548,7 @@ class Reader:
         number = row.latest if ref.version is None else ref.version
         columns = (v.c.version, v.c.content, v.c.study_uid, v.c.series_uid, v.c.overlay_doc, v.c.head_doc)
         versions = sa.select(*columns).where(v.c.image_set_pk == row.pk)
-        version = connection.execute(versions.where(v.c.version == number)).first()
+        version = connection.execute(versions.where(v.c.version == min(number, t.MAX_VERSION))).first()
         if version is None:
             raise NotFound("The image set has no such version.")
         if version.content is None:
@@ -564,14 +570,14 @@ class Reader:
 
     def frame_by_id(self, ref: ImageSetRef, frame: FrameId) -> Frame:
         """A frame that the image set shows or has shown (API: GetImageFrame), in its stored syntax."""
-        datastore_pk = self.datastore_pk(ref.datastore)
+        datastore_pk = self.key_of(ref.datastore)
         if _FRAME_ID.fullmatch(frame) is None:
             raise NotFound("The image set has no frame with this id.")
         record_id, index = frame[:24], int(frame[24:], 16)
         s, m, r, x = t.image_set, t.member, t.record, t.pixel
         with self._database.read() as connection:
             row = connection.execute(
-                sa.select(r.c.pixel_pk, x.c.n_frames, x.c.stored_syntax, x.c.format)
+                sa.select(r.c.pixel_pk, x.c.digest, x.c.n_frames, x.c.stored_syntax, x.c.format)
                 .join(m, m.c.record_pk == r.c.pk)
                 .join(s, s.c.pk == m.c.image_set_pk)
                 .join(x, x.c.pk == r.c.pixel_pk)
@@ -585,7 +591,7 @@ class Reader:
             ).first()
         if row is None or index >= row.n_frames:
             raise NotFound("The image set has no frame with this id.")
-        found = self._frame(row.pixel_pk, index, frame)
+        found = self._frame((row.pixel_pk, bytes(row.digest).hex()), index, frame)
         if found.syntax != row.stored_syntax:  # still waiting for its encoding, or never to be encoded
             with suppress(NotAcceptable):
                 data = self._codec.encode(found.data, _format(row.format), row.stored_syntax)
@@ -628,6 +634,11 @@ def _stored(entries: Iterable[Entry]) -> list[StoredEntry]:
 def _stored_one(entry: Entry) -> StoredEntry:
     assert isinstance(entry, StoredEntry), "an entry of another backend"
     return entry
+
+
+def _pixel(entry: Entry) -> _Pixel | None:
+    key = _stored_one(entry).pixel
+    return None if key is None else (key, entry.digest)
 
 
 def _slices(values: Sequence[Any], size: int = 500) -> Iterable[Sequence[Any]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 import sqlalchemy as sa
+from psycopg.types.string import StrDumperUnknown
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPICursor
@@ -134,6 +135,7 @@ class Database:
             self._fair: _FairLock | None = _FairLock(path.with_name(f"{path.name}-writer"))
         else:
             self.engine = create(pool_size=10, max_overflow=10, pool_pre_ping=True)
+            event.listen(self.engine, "connect", _prepare_postgres)
             self._fair = None
             relaxed = self.engine
         self._open: set[object] = set()
@@ -148,6 +150,8 @@ class Database:
         self._watch_lock = threading.Lock()
         self._closed = False
         self._reader = self.engine.execution_options(gateway_begin=None)
+        if not self.is_sqlite:  # two ways to the server and back less, which a transaction of one statement costs
+            self._reader = self._reader.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -283,6 +287,17 @@ def _prepare_sqlite(synchronous: str, connection: Any, _: object) -> None:
         cursor.execute(pragma)
     cursor.execute(f"PRAGMA synchronous={synchronous}")
     cursor.close()
+
+
+class _Text(StrDumperUnknown):
+    """PostgreSQL has no text with a NUL in it. What has one is written, and asked for, with U+FFFD in its place."""
+
+    def dump(self, obj: str) -> Any:
+        return super().dump(obj.replace("\0", "\ufffd"))
+
+
+def _prepare_postgres(connection: Any, _: object) -> None:
+    connection.adapters.register_dumper(str, _Text)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

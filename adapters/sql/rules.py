@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from adapters.sql.tables import END
+from adapters.sql.tables import END, TAIL, TAILED
 
 
 class Broken(NamedTuple):
@@ -83,6 +83,20 @@ _TRUTH: Final[dict[str, str]] = {
     "one staged instance makes one record": """
         SELECT spool AS key FROM record WHERE spool IS NOT NULL GROUP BY spool, spool_off HAVING count(*) > 1""",
 }
+_TEXTS: Final = " UNION ALL ".join(
+    (
+        *(
+            f"SELECT pk, datastore_pk, '{kind}' AS kind, {column} AS text FROM study"
+            for kind, column in {
+                "00100020": "patient_id",
+                "00080050": "accession",
+                "00200010": "study_id",
+                "00081030": "description",
+            }.items()
+        ),
+        "SELECT study_pk, datastore_pk, kind, norm FROM study_name WHERE length(kind) = 8",
+    )
+)
 _DERIVED: Final[dict[str, str]] = {
     "a study's counts are the sums over its primary image sets": """
         SELECT t.pk AS key FROM study t LEFT JOIN image_set s
@@ -94,6 +108,11 @@ _DERIVED: Final[dict[str, str]] = {
         LEFT JOIN study t ON t.datastore_pk = s.datastore_pk AND t.study_uid = s.study_uid
         WHERE s.state <> 'DELETED' AND (i.image_set_pk IS NULL OR i.n_instances <> s.n_instances
         OR (s.is_primary AND t.pk IS NULL))""",
+    "searches find what stands inside a study's texts": f"""
+        SELECT t.pk AS key FROM ({_TEXTS}) t LEFT JOIN text_tail l
+        ON l.datastore_pk = t.datastore_pk AND l.kind = t.kind AND l.text = t.text
+        AND l.tail = CASE WHEN length(t.text) > {TAILED} THEN '' ELSE substr(t.text, 1, {TAIL}) END
+        WHERE t.text <> '' AND l.text IS NULL""",
     "a search row is of an image set that is there": """
         SELECT i.image_set_pk AS key FROM set_index i LEFT JOIN image_set s ON s.pk = i.image_set_pk
         WHERE s.pk IS NULL OR s.state = 'DELETED' OR s.series_uid <> i.series_uid""",

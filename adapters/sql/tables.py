@@ -40,6 +40,11 @@ Key: TypeEngine[int] = BigInteger().with_variant(Integer(), "sqlite")
 Word: TypeEngine[str] = Text().with_variant(Text(collation="C"), "postgresql")
 
 
+MAX_VERSION = 2**31 - 1
+"""What `version.version` holds at most: asking the database for more is an error, not an answer."""
+MAX_KEY = 2**63 - 1
+
+
 def _pk() -> Column[int]:
     return Column("pk", Key, primary_key=True, autoincrement=True)
 
@@ -166,6 +171,9 @@ image_set = Table(
     ),
     Index("ix_image_set_study", "datastore_pk", "study_uid"),
 )
+LIVING_PRIMARY = text("image_set.is_primary AND image_set.state <> 'DELETED'")
+"""To be asked in these words: SQLite uses a partial index only where the query repeats its condition term by term, and
+would else walk the data store (`is_primary = 1` is another term)."""
 
 doc = Table(  # small content-addressed documents: levels, overlays, ready head chunks
     "doc",
@@ -411,6 +419,7 @@ study = Table(  # over primary image sets only
     Index("ix_study_accession", "datastore_pk", "accession"),
     Index("ix_study_id", "datastore_pk", "study_id"),
     Index("ix_study_date", "datastore_pk", "study_date", "study_time"),
+    Index("ix_study_description", "datastore_pk", "description"),
 )
 
 study_past = Table(
@@ -433,6 +442,27 @@ study_name = Table(  # person names, normalised: components of each group, whole
     Column("norm", Word, nullable=False),
     Column("study_pk", Key, ForeignKey("study.pk", ondelete="CASCADE"), nullable=False, index=True),
     Index("ix_study_name_norm", "datastore_pk", "kind", "norm", "study_pk"),
+)
+
+TAIL = 16
+"""Characters of a tail that text_tail keeps."""
+TAILED = 64
+"""Characters of a text up to which text_tail has its tails."""
+
+# What stands inside a text is the beginning of one of its tails, so that a range finds it: of two characters as of ten,
+# in any script, on both engines. A text beyond TAILED characters has one row, with an empty tail: always looked at.
+# Rows stay when the last study with a text goes: a search joins them to what there is, and asOf to what there was.
+text_tail = Table(
+    "text_tail",
+    metadata,
+    Column("datastore_pk", Key, primary_key=True, autoincrement=False),
+    Column("kind", Word, primary_key=True),  # the attribute's tag, 8 hex
+    Column("tail", Word, primary_key=True),
+    Column("text", Word, primary_key=True),  # as in the column of study, or in study_name.norm
+    # The study that brought it: with it in the key, transactions that bring one text at once need not wait for each
+    # other. No foreign key: the study may go.
+    Column("study_pk", Key, primary_key=True, autoincrement=False),
+    sqlite_with_rowid=False,
 )
 
 study_modality = Table(
@@ -483,5 +513,5 @@ set_index_past = Table(
     Index("ix_set_index_past_study", "datastore_pk", "study_uid"),
 )
 
-DERIVED = (study_name, study_modality, study, study_past, set_index, set_index_past)
+DERIVED = (text_tail, study_name, study_modality, study, study_past, set_index, set_index_past)
 """In the order in which they can be emptied."""

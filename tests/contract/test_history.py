@@ -9,7 +9,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from adapters.embedded.accesses import Accesses
-from adapters.embedded.events import Courier
+from adapters.embedded.events import Courier, Events
+from adapters.embedded.importing import start_import
+from adapters.embedded.processes import Presence
 from adapters.sql import tables as t
 from gateway.domain import differences
 from gateway.domain.edits import parse_update
@@ -23,7 +25,8 @@ from gateway.domain.errors import (
     VersionConflict,
 )
 from gateway.domain.ids import ImageSetId
-from gateway.domain.model import Change, Resource
+from gateway.domain.model import Change, ImportRequest, PageRequest, Resource, SearchCriteria
+from gateway.domain.query import DicomQuery, Level
 from tests.contract.embedded import Store, close_process, open_process
 from tests.contract.test_bucket_imports import ended, fill, start
 from tests.contract.test_edits import SERIES, STUDY, of_instance, patient, slice_
@@ -339,9 +342,69 @@ def test_nothing_comes_into_a_data_store_that_another_process_deleted(store: Sto
     close_process(other)
 
 
-def _any() -> tuple[Any, Any]:
-    from gateway.domain.model import PageRequest, SearchCriteria
+def test_a_data_store_that_another_process_deleted_is_refused_at_once(store: Store) -> None:
+    backend = store.web.backend
+    staged = store.stage(slice_(1))
+    known = [
+        lambda: backend.search(store.datastore, *_any()),
+        lambda: backend.changes(store.datastore, 0, 10),
+        lambda: backend.conflicts(store.datastore, PageRequest()),
+        lambda: backend.list_imports(store.datastore, None, PageRequest()),
+        lambda: backend.find(DicomQuery(store.datastore, Level.STUDY)),
+    ]
+    for call in known:
+        store.do(call())  # this process has used the data store
+    other = store.process("web")
+    store.do(other.backend.delete_datastore(store.datastore))
+    close_process(other)
+    for call in (
+        *known,
+        lambda: backend.imported(store.datastore, staged, 5),
+        lambda: backend.start_import(store.datastore, ImportRequest("", "s3://in/", "s3://out/", "token")),
+    ):
+        with pytest.raises(NotFound):
+            store.do(call())
 
+
+def test_an_import_job_for_a_data_store_that_is_deleted_meanwhile_is_refused(store: Store) -> None:
+    """Another process deletes it after it was looked up."""
+    key = store.web.worker.datastore_pk(store.datastore)
+    other = store.process("web")
+    store.do(other.backend.delete_datastore(store.datastore))
+    close_process(other)
+    asked = ImportRequest("", "s3://in/", "s3://out/", "token")
+    presence = Presence(store.data / "run", "web")
+    with pytest.raises(NotFound):
+        start_import(store.web.database, Events(None), presence, key, store.datastore, asked)
+    presence.close()
+    assert store.rows("SELECT count(*) FROM job WHERE datastore_pk=:key", key=key) == [(0,)]
+
+
+@pytest.mark.parametrize("number", [2**31, 2**63, 10**30])
+def test_numbers_that_no_column_holds_are_of_nothing(store: Store, number: int) -> None:
+    (first,) = store.put(slice_(1))
+    for missing in (
+        lambda: store.image_set(first.image_set, number),
+        lambda: store.document(first.image_set, number),
+        lambda: store.select(STUDY, SERIES, version=number),
+    ):
+        with pytest.raises(NotFound):
+            missing()
+    for stale in (
+        lambda: store.accept(first.image_set, number, patient(PatientSex="F")),
+        lambda: store.accept_copy((first.image_set, number)),
+    ):
+        with pytest.raises(VersionConflict):
+            stale()
+    with pytest.raises(InvalidInput):
+        store.accept(first.image_set, 1, revert=number)
+    assert feed(store, after=number) == []
+    asked = PageRequest(10, str(min(number, 10**18 - 1)))
+    (listed,) = store.do(store.web.backend.list_versions(store.ref(first.image_set), asked)).items
+    assert listed.version == 1
+
+
+def _any() -> tuple[Any, Any]:
     return SearchCriteria(), PageRequest()
 
 

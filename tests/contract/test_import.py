@@ -8,7 +8,8 @@ import pytest
 
 from adapters.embedded.publishing import Resent
 from gateway.domain.errors import NotFound
-from gateway.domain.model import ImageSetState, PageRequest, Workflow
+from gateway.domain.ids import DatastoreId, ImageSetId
+from gateway.domain.model import ImageSetState, PageRequest, Resource, Workflow
 from gateway.domain.query import Level
 from tests.contract.embedded import Store, value
 from tests.makers import instance, pixels, uid
@@ -305,3 +306,26 @@ def test_data_stores_are_apart(store: Store) -> None:
         other.image_set(first.image_set)
     with pytest.raises(NotFound):
         other.document(first.image_set)
+
+
+def test_a_nul_inside_of_text_is_no_fault_on_any_engine(store: Store) -> None:
+    """PostgreSQL has no text that holds one. Matching leaves it out; no UID or id has one."""
+    study = uid(51)
+    odd = {"PatientID": "A\0B", "PatientName": "Nul^Mid\0dle", "AccessionNumber": "X\0Y", "StudyDescription": "a\0b"}
+    (outcome,) = store.put(instance(study, uid(51, 1), uid(51, 1, 1), **odd))
+    assert outcome.failure is None
+    for keyword, text in odd.items():
+        for asked in (text, text.replace("\0", "")):
+            assert [value(row, "StudyInstanceUID") for row in store.find(**{keyword: asked})] == [study]
+    assert store.json(study)[0]["00100020"]["Value"] == ["A\0B"]
+    assert store.document(outcome.image_set)["Patient"]["DICOM"]["PatientID"] == "A\0B"
+    assert store.edit(outcome.image_set, 1, {"Patient": {"DICOM": {"PatientSex": "O"}}}).version == 2
+    for call in (
+        lambda: store.select(f"{study}\0"),
+        lambda: store.select(study, f"{uid(51, 1)}\0"),
+        lambda: store.image_set(ImageSetId("0\0")),
+        lambda: store.do(store.web.backend.get_datastore(DatastoreId("\0"))),
+        lambda: store.do(store.web.backend.tags(Resource(DatastoreId("\0")))),
+    ):
+        with pytest.raises(NotFound):
+            call()

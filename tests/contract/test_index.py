@@ -16,8 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, create_engine, event, insert, select, update
 
-from adapters.sql import index as sql_index
-from adapters.sql.index import SetRow, SqlIndex, publish_set, rebuild, remove_set
+from adapters.sql.index import SetRow, SqlIndex, publish_set, rebuild, remove_set, session
 from adapters.sql.tables import (
     END,
     blob,
@@ -35,6 +34,7 @@ from adapters.sql.tables import (
     study_modality,
     study_name,
     study_past,
+    text_tail,
     version,
 )
 from gateway.domain.errors import InvalidInput, NotFound, TooLarge
@@ -362,7 +362,16 @@ def instance(uid: str, number: str | None = None, **values: Any) -> Instance:
 # ---------------------------------------------------------------- the property
 
 _POOLS: dict[str, list[Any]] = {
-    "PatientName": ["Doe^John", "DOE^Jöhn^^^", "Müller^Änne=ミュラー", "Smith Jones^A", "O'Neil", "", None],
+    "PatientName": [
+        "Doe^John",
+        "Yamada^Tarou=山田^太郎=やまだ^たろう",
+        "DOE^Jöhn^^^",
+        "Müller^Änne=ミュラー",
+        "Smith Jones^A",
+        "O'Neil",
+        "",
+        None,
+    ],
     "PatientID": ["P1", "P2", "p1", "A_1", "A%1", "A[1", "", None],
     "IssuerOfPatientID": ["H1", "H2", None],
     "PatientBirthDate": ["19700101", "1980.02.03", None],
@@ -372,7 +381,7 @@ _POOLS: dict[str, list[Any]] = {
     "AccessionNumber": ["A1", "A2", None],
     "StudyID": ["S1", "S2", None],
     "ReferringPhysicianName": ["Who^Doctor", "Müller^X", None],
-    "StudyDescription": ["CT head", "CT", "head * neck", None],
+    "StudyDescription": ["CT head", "CT", "head * neck", f"{'ahead ' * 20}ends", "0" * 40, None],
     "Modality": ["CT", "MR", "CR", None],
     "SeriesNumber": ["1", "2 ", "010", "2.5", None],
     "SeriesDescription": ["axial", "axial thin", None],
@@ -386,17 +395,34 @@ _POOLS: dict[str, list[Any]] = {
     ],
 }
 _ASKED: dict[str, list[str]] = {
-    "PatientName": ["doe^john", "Doe*", "*", "*ö*", "muller^anne", "ミュラー", "Jones", "Smith^*", "D?e^J*", "an mu"],
-    "PatientID": ["P1", "p1", "P*", "A_1", "A%*", "A[?", "?1", "*1", ""],
+    "PatientName": [
+        "doe^john",
+        "Doe*",
+        "*",
+        "*ö*",
+        "muller^anne",
+        "ミュラー",
+        "Jones",
+        "Smith^*",
+        "D?e^J*",
+        "an mu",
+        "*oe*",
+        "*hn",
+        "?oe*",
+        "*郎*",
+        "*^*",
+        "*o*n*",
+    ],
+    "PatientID": ["P1", "p1", "P*", "A_1", "A%*", "A[?", "?1", "*1", "*_1", "?[1", "*%1*", "??", ""],
     "IssuerOfPatientID": ["H1", "H*"],
     "PatientBirthDate": ["19700101", "-19750101", "19750101-"],
     "PatientSex": ["M"],
     "StudyDate": ["20240101", "20240101-20240105", "-20240102", "20240102-", "*"],
     "StudyTime": ["10", "1030", "10-11", "-1030", "103015.5-", "000000-1000"],
-    "AccessionNumber": ["A1", "A?"],
+    "AccessionNumber": ["A1", "A?", "*A1*", "?2"],
     "StudyID": ["S1"],
     "ReferringPhysicianName": ["who^doctor", "*ller*", "doc"],
-    "StudyDescription": ["CT", "CT*", "*head*", "head ?*", "ct"],
+    "StudyDescription": ["CT", "CT*", "*head*", "head ?*", "ct", "*head ends", "*ea*ec*", "*00000000000000000*"],
     "ModalitiesInStudy": ["CT", "C*", "M?", "*"],
     "NumberOfStudyRelatedSeries": ["2", "1"],
     "SOPClassesInStudy": ["1.2.840.10008.5.1.4.1.1.2", "1.2.3"],
@@ -489,8 +515,10 @@ def _query(catalogue: Catalogue, rng: random.Random) -> DicomQuery:
 def _hold_to_the_plan(engine: Engine, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
     # With one or two rows held to be many, both ways to drive a search are taken.
-    monkeypatch.setattr("adapters.sql.index._SMALL", rng.choice([0, 1, 1000]))
-    monkeypatch.setattr("adapters.sql.index._CHUNK", rng.choice([1, 500]))
+    monkeypatch.setattr("adapters.sql.index.selecting._SMALL", rng.choice([0, 1, 1000]))
+    monkeypatch.setattr("adapters.sql.index.selecting._LISTED", rng.choice([0, 2, 5000]))
+    monkeypatch.setattr("adapters.sql.index.clauses._SEEN", rng.choice([0, 1000]))
+    monkeypatch.setattr("adapters.sql.index.loading._CHUNK", rng.choice([1, 500]))
     catalogue = _filled(engine, rng)
     index = catalogue.index()
     for _ in range(25):
@@ -656,6 +684,7 @@ DERIVED_BY_CONTENT = [
     (study_past, ("study_uid", "attrs", "seq_from", "seq_to")),
     (study_name, ("kind", "norm")),
     (study_modality, ("modality", "changed")),
+    (text_tail, ("kind", "tail", "text")),
     (set_index, ("image_set_pk", "attrs", "study_date", "study_time", "number", "n_instances", "seq_from")),
     (set_index_past, ("image_set_pk", "attrs", "seq_from", "seq_to")),
 ]
@@ -693,13 +722,13 @@ def test_one_more_instance_costs_five_statements(engine: Engine, monkeypatch: py
     catalogue = Catalogue(engine)
     pks = _small(catalogue)
     seen: list[str] = []
-    for_driver = sql_index._for_driver
+    for_driver = session._for_driver
 
     def noting(sql: str, postgres: bool) -> str:
         seen.append(sql.split()[0])
         return for_driver(sql, postgres)
 
-    monkeypatch.setattr(sql_index, "_for_driver", noting)
+    monkeypatch.setattr(session, "_for_driver", noting)
     catalogue.change(pks["ct"], [instance("1.1.9", "9")])
     monkeypatch.undo()
     assert seen == ["SELECT", "UPDATE", "SELECT", "UPDATE", "UPDATE"]

@@ -337,6 +337,36 @@ def test_what_a_deleted_set_held_goes_after_the_retention(own_store: Store, monk
         store.select(STUDY)
 
 
+def test_pixels_that_took_the_key_of_deleted_ones_are_not_mixed_up_with_them(
+    own_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the grace the old file is there, and a process that has read it remembers its place."""
+    store = own_store
+    sweeper = store.worker.worker.sweeper
+    monkeypatch.setattr(sweeper, "_retention_ms", -1000)
+    (doomed,) = store.put(slice_(1))
+    store.encode()
+    (entry,) = store.select(STUDY).entries
+    assert store.do(store.web.backend.frame(entry, 0)).crc32 == _crc(1)
+    assert store.web.backend.first_frames([entry])[0].crc32 == _crc(1)
+    store.delete(doomed.image_set)
+    for _ in range(3):
+        sweeper.sweep()
+    assert store.rows("SELECT count(*) FROM pixel") == [(0,)]
+    (later,) = store.put(instance(uid(2), uid(2, 1), uid(2, 1, 1), pixels(2)))
+    store.encode()
+    (entry,) = store.select(uid(2)).entries
+    assert store.do(store.web.backend.frame(entry, 0)).crc32 == _crc(2)
+    assert store.web.backend.first_frames([entry])[0].crc32 == _crc(2)
+    (number,) = (
+        frame["ID"]
+        for series in store.document(later.image_set)["Study"]["Series"].values()
+        for one in series["Instances"].values()
+        for frame in one["ImageFrames"]
+    )
+    assert store.do(store.web.backend.get_frame(store.ref(later.image_set), number)).crc32 == _crc(2)
+
+
 def test_the_grace_protects_what_is_young(own_store: Store) -> None:
     store = own_store
     orphan = store.data / "pack" / "0123-000001"

@@ -39,7 +39,6 @@ EXPLICIT_LE = "1.2.840.10008.1.2.1"
 HTJ2K = "1.2.840.10008.1.2.4.202"
 NATIVE_FRAMES = f'multipart/related; type="application/octet-stream"; transfer-syntax={EXPLICIT_LE}'
 STORED_FRAMES = 'multipart/related; type="*/*"; transfer-syntax=*'
-ROLES = ("web", "dimse", "worker")
 COUNTS_AS_ENCODING = (0x00080005, 0x00082111)
 """Specific Character Set, and a transcoder's note in Derivation Description: what differs in these alone is identical
 content, which makes no version."""
@@ -105,7 +104,7 @@ def test_every_file(
             print(f"  {what:<55}{count:>6}")
     assert not faults, "\n".join(faults[:60])
     assert gateway.pids() == pids
-    assert [gateway.restarts(role) for role in ROLES] == [0, 0, 0]
+    assert {gateway.restarts(role) for role in pids} == {0}
     assert gateway.get("/readyz").status_code == 200
 
 

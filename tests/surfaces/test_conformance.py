@@ -31,7 +31,7 @@ KNOWN = requirements()
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     running = RunningGateway(tmp_path_factory.mktemp("conformance") / "data")
     yield running
-    running.stop()
+    running.close()
 
 
 @pytest.fixture(scope="module")

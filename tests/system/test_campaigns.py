@@ -3,24 +3,22 @@
 What a short run cannot show, costs that stay linear and memory that stays flat, the long ones show.
 """
 
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped,unused-ignore]
 import pytest
 import sqlalchemy as sa
 
-from campaigns import associations, bounded, invariants, kill, mixed, mutations
+from campaigns import associations, bounded, invariants, kill, mixed, mutations, races
 from campaigns.clients import Edit, Traffic
 from campaigns.dimse import Association
 from campaigns.faces import Faces, Unexpected
 from campaigns.instances import JPEG, SYNTAXES, Instance, make
 from gateway import compose
-from tests.running import RunningGateway
+from tests.running import SEVERAL, RunningGateway
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +26,7 @@ def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway
     """One gateway for all that leave it whole: starting costs seconds."""
     started = RunningGateway(tmp_path_factory.mktemp("campaigns") / "data")
     yield started
-    started.stop()
+    started.close()
 
 
 def test_kill(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -37,12 +35,23 @@ def test_kill(tmp_path_factory: pytest.TempPathFactory) -> None:
     try:
         report = kill.Campaign(gateway, 3).run(6, a_round=3, tell=False)
     finally:
-        gateway.stop()
+        gateway.close()
     assert report.is_whole, f"{report}\n{report.rounds}"
     assert (len(report.kills), len(report.rounds)) == (6, 2)
     assert sum(one.acknowledged for one in report.rounds) > 4
     assert report.rounds[1].deleted > 0
     assert {"lost          0", "duplicated    0", "half-visible  0"} <= set(str(report).splitlines())
+
+
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.needs("postgres"))])
+def test_races(tmp_path: Path, database: str) -> None:
+    gateway = RunningGateway(tmp_path / "data", env=SEVERAL, database=database)
+    try:
+        report = races.run(gateway, 20, seed=1)
+    finally:
+        gateway.close()
+    assert not report.faults, report
+    assert (report.races, sum(report.wins), sum(report.refusals.values())) == (20, 20, 20), report
 
 
 def test_associations(lasting: RunningGateway) -> None:
@@ -147,7 +156,7 @@ def test_a_decode_process_killed_in_the_midst_costs_nothing(lasting: RunningGate
         sender.join()
         _until_there(faces, [large, small])
         assert kill.half_visible(faces, large.study, {one.sop: one for one in (large, small)}) == []
-        assert _warnings(lasting.data) == {None}
+        assert lasting.asked("SELECT count(*) FROM record WHERE warning IS NOT NULL") == 0
 
 
 def test_a_fault_that_passes_costs_nothing_that_was_acknowledged(gateway: RunningGateway) -> None:
@@ -183,8 +192,3 @@ def _until_there(faces: Faces, instances: list[Instance]) -> None:
     while len(faces.rows(f"/studies/{instances[0].study}/instances")) < len(instances):
         assert time.monotonic() < deadline, faces.queue()
         time.sleep(0.05)
-
-
-def _warnings(data: Path) -> set[int | None]:
-    with closing(sqlite3.connect(f"file:{data / 'gateway.db'}?mode=ro", uri=True)) as connection:
-        return {warning for (warning,) in connection.execute("SELECT warning FROM record")}

@@ -2,11 +2,9 @@
 
 import os
 import signal
-import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -14,15 +12,9 @@ import pytest
 
 from campaigns.faces import Faces
 from campaigns.instances import Instance, make
-from tests.running import RunningGateway
+from tests.running import ALONE, RunningGateway
 
 _PATIENCE_S = 30.0
-
-
-def asked(data: Path, sql: str) -> int:
-    with closing(sqlite3.connect(f"file:{data / 'gateway.db'}?mode=ro", uri=True)) as connection:
-        number: int = connection.execute(sql).fetchone()[0]
-        return number
 
 
 def until(done: Callable[[], bool]) -> None:
@@ -36,8 +28,9 @@ def spooled(data: Path) -> int:
     return sum(entry.stat().st_size for entry in os.scandir(data / "spool"))
 
 
-def test_who_dies_while_an_instance_is_handed_over(gateway: RunningGateway) -> None:
+def test_who_dies_while_an_instance_is_handed_over(start_gateway: Callable[..., RunningGateway]) -> None:
     """One gateway, several stations: starting costs seconds."""
+    gateway = start_gateway(env=ALONE)
     data = gateway.data
     warm, dies, between, orphan = (make(1, 1, 1, number) for number in (1, 2, 3, 4))
 
@@ -64,7 +57,7 @@ def test_who_dies_while_an_instance_is_handed_over(gateway: RunningGateway) -> N
 
         # The first request looks for workers, the ones after it find them.
         assert faces.stow([warm]) == {warm.sop}
-        until(lambda: bool(faces.stow([warm])) and asked(data, "SELECT count(*) FROM work") == 0)
+        until(lambda: bool(faces.stow([warm])) and gateway.asked("SELECT count(*) FROM work") == 0)
 
         # The worker: another takes its place, the request is answered.
         before = gateway.restarts("worker")
@@ -85,12 +78,12 @@ def test_who_dies_while_an_instance_is_handed_over(gateway: RunningGateway) -> N
         until(lambda: found() == 4)
 
     def settled() -> bool:
-        return not asked(data, "SELECT count(*) FROM pixel WHERE state='raw'")
+        return not gateway.asked("SELECT count(*) FROM pixel WHERE state='raw'")
 
     until(settled)
     gateway.restart()
-    jobs = asked(data, "SELECT count(*) FROM job")
+    jobs = gateway.asked("SELECT count(*) FROM job")
     until(lambda: not any(os.scandir(data / "spool")))
-    assert asked(data, "SELECT count(*) FROM job") == jobs
-    assert asked(data, "SELECT count(*) FROM record") == 4
-    assert asked(data, "SELECT max(version) FROM version") == 4
+    assert gateway.asked("SELECT count(*) FROM job") == jobs
+    assert gateway.asked("SELECT count(*) FROM record") == 4
+    assert gateway.asked("SELECT max(version) FROM version") == 4

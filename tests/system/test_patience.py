@@ -14,7 +14,7 @@ import pytest
 
 from campaigns.dimse import Association, Lost
 from campaigns.instances import make
-from tests.running import RunningGateway
+from tests.running import ALONE, RunningGateway
 
 PATIENCE_S = 1.0
 IMPATIENT = {
@@ -33,7 +33,7 @@ HEAD = (
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     started = RunningGateway(tmp_path_factory.mktemp("patience") / "data", env=IMPATIENT)
     yield started
-    started.stop()
+    started.close()
 
 
 @contextmanager
@@ -195,7 +195,7 @@ def test_too_little_disk_is_507_and_a700(start_gateway: Callable[..., RunningGat
 
 def test_a_full_queue_is_503_and_a700(start_gateway: Callable[..., RunningGateway]) -> None:
     """The worker stands still; then it goes on, and so does everything."""
-    gateway = start_gateway(env={"GATEWAY_STORE__MAX_WAITING": "2"})
+    gateway = start_gateway(env={**ALONE, "GATEWAY_STORE__MAX_WAITING": "2"})
     worker = gateway.pids()["worker"]
     os.kill(worker, signal.SIGSTOP)
     statuses = []

@@ -239,7 +239,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway
         (folder / "s3" / bucket).mkdir(parents=True)
     started = RunningGateway(folder / "data", "--s3-root", str(folder / "s3"))
     yield started
-    started.stop()
+    started.close()
 
 
 @pytest.fixture(params=["boto3", "cli"])

@@ -127,5 +127,5 @@ def test_a_list_has_pages_and_a_damaged_file_costs_no_other(gateway: RunningGate
     assert len(gateway.get("/quarantine").json()["quarantine"]) == 6
     assert gateway.get(f"/quarantine/{ids[0]}").status_code == 500
     assert BytesIO(gateway.get(f"/quarantine/{ids[1]}").content).read().endswith(b"abc")
-    done = command("verify", "--data", str(gateway.data))
+    done = gateway.command("verify")
     assert (done.returncode, f"quarantined {ids[0]}" in done.stdout) == (1, True)

@@ -25,6 +25,7 @@ from gateway.domain import header
 from gateway.domain.dictionary import meaning
 from gateway.domain.edits import Changes
 from gateway.domain.errors import Corrupt, InvalidInput, NotFound
+from gateway.domain.header import parts, reading, walk
 from gateway.services.retrieve import elements, patched
 from tests.corpus import CORPUS, manifest
 
@@ -192,28 +193,28 @@ def int_or_none(key: str) -> bool:
 
 def test_a_remembered_element_gives_the_same_as_a_fresh_one() -> None:
     for name, data, _ in readable()[::5]:
-        header._memos.clear()
+        walk._memos.clear()
         cold, warm = receive(data), receive(data)
         for field in ("json_pieces", "node", "levels", "index", "identity", "warnings"):
             assert getattr(cold, field) == getattr(warm, field), (name, field)
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(header, "_MEMO_BYTES", 20_000)
-    monkeypatch.setattr(header, "_MEMOS", 2)
+    monkeypatch.setattr(walk, "_MEMO_BYTES", 20_000)
+    monkeypatch.setattr(walk, "_MEMOS", 2)
     for number in range(300):
         terms = b"ISO_IR 10%d" % (number % 2) if number % 3 else b"ISO_IR 192"
         text = b"%d" % number * 50
         received = header.read(instance(element(0x00080005, b"CS", terms), element(0x00102000, b"LO", text)), EXPLICIT)
         assert received.levels["Study"]["MedicalAlerts"] == [text.decode()]
-        assert len(header._memos) <= 2
-        for memo in header._memos.values():
+        assert len(walk._memos) <= 2
+        for memo in walk._memos.values():
             assert sum(map(len, memo.elements)) < 20_000
 
 
 def test_windowed_reading_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, data, received in readable()[::7]:
-        monkeypatch.setattr(header, "_FIRST_WINDOW", 64)
+        monkeypatch.setattr(reading, "_FIRST_WINDOW", 64)
         again = receive(data)
         monkeypatch.undo()
         assert again.json_pieces == received.json_pieces, name
@@ -241,7 +242,7 @@ def encoded(made: Dataset, syntax: str = EXPLICIT) -> bytes:
 
 
 def element(tag: int, vr: bytes, value: bytes) -> bytes:
-    return header._element_bytes(tag, vr, value)
+    return parts.element_bytes(tag, vr, value)
 
 
 def instance(*elements: bytes) -> bytes:
@@ -836,7 +837,7 @@ def test_plain_noise(noise: bytes) -> None:
 
 
 def test_many_fragments_end_in_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(header, "_MAX_FRAGMENTS", 100)
+    monkeypatch.setattr(parts, "_MAX_FRAGMENTS", 100)
     item = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
     with pytest.raises(InvalidInput, match="fragments"):
         header.read(with_pixels(b"\xff" * 4 + item * 101), EXPLICIT)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gateway.domain.errors import InvalidInput
-from gateway.domain.header import _INDEXED
+from gateway.domain.header.text import _INDEXED
 from gateway.domain.ids import DatastoreId
 from gateway.domain.query import (
     INSTANCE_ATTRIBUTES,
