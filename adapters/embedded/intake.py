@@ -80,7 +80,7 @@ def submit_job(connection: sa.Connection, order: Order, priority: int, keep_for:
         order.id,
         order.source,
         len(order.places),
-        studies=order.studies,
+        concerns=order.concerns,
         keep_for=keep_for,
     )
     return True
@@ -94,10 +94,10 @@ def _enqueue(
     source: str,
     count: int,
     *,
-    studies: Sequence[str] | None = None,
+    concerns: Sequence[str] = (),
     keep_for: str | None = None,
 ) -> None:
-    subject = {"job": job_pk, "id": job_id, "source": source, "instances": count, "studies": studies}
+    subject = {"job": job_pk, "id": job_id, "source": source, "instances": count, "concerns": concerns}
     enqueue(connection, "import", subject, priority=priority, keep_for=keep_for)
 
 
@@ -173,8 +173,7 @@ def retry_failed(database: Database) -> int:
             .returning(j.c.pk, j.c.id, j.c.source, j.c.staged)
         ).all()
         for pk, job_id, source, staged in failed:
-            # It has lost its turn: nobody waits for it.
-            _enqueue(connection, BACKGROUND, pk, job_id, source, len(unpack_places(staged)), studies=())
+            _enqueue(connection, BACKGROUND, pk, job_id, source, len(unpack_places(staged)))  # it has lost its turn
     return len(failed)
 
 

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from adapters.embedded import docs
 from adapters.embedded.chunks import deflate
 from adapters.embedded.events import Events
-from adapters.embedded.jobs import Order, insert_job, pack_outcomes
+from adapters.embedded.jobs import Order, concern, insert_job, pack_outcomes
 from adapters.embedded.preparing import PROCESSING_FAILURE, Prepared, PreparedPixel
 from adapters.sql import index
 from adapters.sql import tables as t
@@ -325,8 +325,10 @@ class _Publisher:
             if isinstance(result, Prepared) and outcomes[position] is None:
                 groups.setdefault(result.key, []).append((position, result))
         is_awaited = batch.item is None or batch.item.priority == AWAITED
-        if is_awaited and groups:
-            batch.behind = self._precedence.behind(batch.item, {key.study_uid for key in groups})
+        if is_awaited and groups and self._precedence.matters:
+            concerns = {key.study_uid for key in groups}
+            concerns |= {concern(p.sop_uid) for instances in groups.values() for _, p in instances}
+            batch.behind = self._precedence.behind(batch.item, concerns)
             if batch.behind is not None:
                 return False
         studies, series = self._existing(batch, groups)

@@ -158,46 +158,49 @@ def enqueue(
 
 
 class Precedence:
-    """Which imports go before which, as one transaction sees it: what was acknowledged earlier, of the same study.
+    """Which imports go before which, as one transaction sees it: what was acknowledged earlier and concerns the same.
 
     An import that has failed, and waits for another attempt, holds up nobody.
     """
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
-        self._earlier: list[tuple[int, bool, frozenset[str] | None]] | None = None
-        """Key, whether it can be put in front, and studies, None where they are not known; the last one first."""
+        self._earlier: list[tuple[int, bool, frozenset[str]]] | None = None
+        """Key, whether it can be put in front, and what it concerns; the last one first."""
 
-    def behind(self, item: WorkItem | None, studies: Collection[str]) -> int | None:
-        """Behind which item an import of these studies has to wait that is awaited since `item` was made (None: since
-        now); None when it need not.
+    @property
+    def matters(self) -> bool:
+        """Whether anything that was acknowledged has still to be imported."""
+        return bool(self._acknowledged())
+
+    def behind(self, item: WorkItem | None, concerns: Collection[str]) -> int | None:
+        """Behind which item an import that concerns these has to wait, awaited since `item` was made (None: since now);
+        None when it need not.
 
         What it waits for is put in front of all that is awaited, with what goes before that in turn.
         """
-        wanted = set(studies)
+        wanted = set(concerns)
         found: list[int] = []
-        is_any = False
         behind: int | None = None
         for pk, can_move, own in self._acknowledged():
-            if (item is None or pk < item.pk) and (is_any or own is None or not wanted.isdisjoint(own)):
+            if (item is None or pk < item.pk) and not wanted.isdisjoint(own):
                 behind = behind or pk
-                is_any = is_any or own is None  # what is not known may be any study
-                wanted |= own or set()
+                wanted |= own
                 if can_move:
                     found.append(pk)
         if found:
             _HASTEN.run(self._connection, {"pks": found})
         return behind
 
-    def _acknowledged(self) -> list[tuple[int, bool, frozenset[str] | None]]:
+    def _acknowledged(self) -> list[tuple[int, bool, frozenset[str]]]:
         if self._earlier is None:
             self._earlier = []
             for pk, state, priority, attempts, subject in _ACKNOWLEDGED.run(self._connection, {}).fetchall():
                 if state == "waiting" and attempts:
                     continue
-                known = json.loads(subject).get("studies")
+                concerns = json.loads(subject).get("concerns", ())
                 can_move = state == "waiting" and priority == BACKGROUND
-                self._earlier.append((pk, can_move, None if known is None else frozenset(known)))
+                self._earlier.append((pk, can_move, frozenset(concerns)))
         return self._earlier
 
 

@@ -128,13 +128,18 @@ def test_what_was_acknowledged_before_is_imported_before(store: Store) -> None:
     assert names(store, 1) == ["First^Name", "Last^Name", "Later^Name"]
 
 
-def test_what_is_not_known_may_be_of_any_study(store: Store) -> None:
-    """As what a process left that died."""
-    unknown = store.submit(slice_(1, 1, PatientName="First^Name"), source="dimse")
+def test_where_the_study_is_not_known_it_is_the_instance(store: Store) -> None:
+    """As of what a process left that died: nobody has looked into it yet."""
+    known = [
+        store.submit(slice_(study, 1, PatientName="First^Name"), source="dimse", sop_uid=uid(study, 1, 1))
+        for study in (1, 2)
+    ]
     job = awaited(store, slice_(1, 1, PatientName="Last^Name"))
-    store.work()
-    assert states(store, [unknown, job]) == ["COMPLETED"] * 2
+    while states(store, [job]) != ["COMPLETED"]:
+        assert store.work_once()
+    assert states(store, known) == ["COMPLETED", "SUBMITTED"]
     assert names(store, 1) == ["First^Name", "Last^Name"]
+    store.work()
 
 
 def test_a_job_that_has_to_wait_is_prepared_once_more_at_most(
