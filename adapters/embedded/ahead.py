@@ -21,7 +21,7 @@ log = structlog.get_logger("gateway.worker")
 
 _MOST_JOBS = 8
 _MOST_INSTANCES = 4000
-"""Prepared or to be prepared, of all jobs; each takes some 20 KB of memory."""
+"""Prepared or to be prepared, of all jobs; each takes some 5 KB of memory, more with a large header."""
 _FORGET_S = 120.0
 """After this time without news nobody will ask for a job any more: its association's process has died."""
 

@@ -3,7 +3,7 @@
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -119,7 +119,9 @@ class Worker:
     """What is done now is done between two instances of an import."""
     _has_more: bool = False
     """There may be more in the queue that somebody waits for."""
-    _looked: float = 0.0
+    _is_waited_for: bool = False
+    """The import in hand holds up what would pass."""
+    _look_at: float = 0.0
     _searched: float = 0.0
     _syncing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "sync"))
     _taker: Taker | None = None
@@ -196,18 +198,25 @@ class Worker:
     def _let_pass(self) -> None:
         """Between two instances of an import: what somebody waits for goes first, however large the import is."""
         taker = self._taker
-        if taker is None or time.monotonic() - self._looked < _LOOK_S:
+        if taker is None:
+            return
+        began = time.monotonic()
+        if self._is_waited_for or began < self._look_at:
+            taker.pulse()
             return
         self._is_passing = True
         try:
             self._take(taker)
             # Nobody rings for what had to wait for another.
             if self._hear(0, taker) or self._has_more or time.monotonic() - self._searched > _SEARCH_S:
-                self._has_more = self._lease_and_run(last=AWAITED)
+                edited = self._lease_and_run(last=FIRST)
+                self._has_more = self._lease_and_run(last=AWAITED) or edited
                 self._searched = time.monotonic()
         finally:
             self._is_passing = False
-        self._looked = time.monotonic()
+        # As long as this took, the import goes on: what passes must not bring it to a halt.
+        ended = time.monotonic()
+        self._look_at = ended + max(_LOOK_S, ended - began)
 
     def _look_after(self) -> None:
         try:
@@ -255,6 +264,8 @@ class Worker:
             else:
                 self._guarded(group, functools.partial(self._import_leased, group))
         self._say(free=True)
+        if not self._is_passing:
+            self._is_waited_for = False
         return True
 
     def _say(self, *, free: bool) -> None:
@@ -316,6 +327,7 @@ class Worker:
     def _import_leased(self, items: list[WorkItem]) -> None:
         began = time.monotonic()
         early = [item for item in items if "behind" in item.subject and self.queue.is_there(item.subject["behind"])]
+        self._wait_for(item.subject["behind"] for item in early)
         for item in early:  # is not prepared once more to learn it
             self.queue.retry(item, _NOT_ITS_TURN, delay_ms=_LOCKED_MS, counts=False)
         items = [item for item in items if item not in early]
@@ -372,10 +384,17 @@ class Worker:
 
         sizes = {name: size for some in packs for name, size in some.sizes.items()}
         try:
-            return publish_imports(self.database, self.queue, batches, sizes, self.resent, synced, self.events)
+            waiting = publish_imports(self.database, self.queue, batches, sizes, self.resent, synced, self.events)
+            self._wait_for(batch.behind for batch in waiting if batch.behind is not None)
+            return waiting
         finally:
             if finished.exception() is not None:
                 _abandon(packs)
+
+    def _wait_for(self, keys: Iterable[int]) -> None:
+        """Work that wants to pass waits for these items; where one is in hand, that is done without further ado."""
+        held = {item.pk for item in self._held}
+        self._is_waited_for = self._is_waited_for or (self._is_passing and not held.isdisjoint(keys))
 
     def _account(self, ended: Sequence[ImportBatch], began: float) -> None:
         """What can wait until who asked has been answered."""

@@ -184,3 +184,35 @@ def test_a_failed_import_holds_up_nobody(store: Store, monkeypatch: pytest.Monke
     outcomes: list[Outcome] = store.outcomes(job)
     assert [outcome.version for outcome in outcomes] == [1]
     store.work()
+
+
+def test_what_is_in_hand_is_ended_for_who_waits_for_it(own_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A STOW of the study that a worker is importing waits for that import, and nothing else is done before it ends."""
+    store = own_store
+    monkeypatch.setattr(worker_module, "_LOOK_S", 0)
+    monkeypatch.setattr(worker_module, "_SEARCH_S", 0)
+    preparer = type(store.worker.worker.preparer)
+    prepare = preparer.prepare
+    in_hand, asked = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def watched(self: Any, origin: Any, *rest: Any, **more: Any) -> Any:
+        done.append(origin.source)
+        if len(done) == 2:
+            in_hand.set()
+            assert asked.wait(_PATIENCE_S)
+        return prepare(self, origin, *rest, **more)
+
+    monkeypatch.setattr(preparer, "prepare", watched)
+    first = acknowledged(store, *range(1, 21))
+    with running(store):
+        assert in_hand.wait(_PATIENCE_S)
+        job = awaited(store, slice_(20, 1, PatientName="Last^Name"))
+        asked.set()
+        for one in (first, job):
+            result = store.do(store.web.backend.result(one, _PATIENCE_S))
+            assert result is not None
+            assert {outcome.failure for outcome in result.outcomes} == {None}
+    assert names(store, 20) == ["First^Name", "Last^Name"]
+    assert done.count("stow") == 2
+    assert done.index("stow") <= 3
