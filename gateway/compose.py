@@ -296,7 +296,7 @@ def web_app(settings: Settings, backend: Backend, role: Role) -> "Asgi":
         ),
         history=HistoryApp(port, port, default),
         operations=Operations(
-            Status(backend.embedded.database, lambda: len(backend.quarantine.ids())),
+            Status(backend.embedded.database, lambda: len(backend.quarantine.ids()), lambda: port.handed_over),
             settings.data,
             settings.disk_reserve_mb << 20,
             lambda: role.processes,

@@ -260,9 +260,15 @@ class Quarantine(Protocol):
 class Intake(Protocol):
     """From staged bytes to image sets."""
 
-    async def submit(self, datastore: DatastoreId, items: Sequence[Staged]) -> JobId:
+    def announce(self, job: JobId, items: Sequence[Staged]) -> None:
+        """These staged and durable instances will be among those of that job, which `submit` makes later: what can be
+        prepared may be prepared now. Changes nothing that anybody sees; returns at once. On the event loop."""
+        ...
+
+    async def submit(self, datastore: DatastoreId, items: Sequence[Staged], job: JobId | None = None) -> JobId:
         """Makes one import job of staged instances and wakes a worker. Publication makes them durable; who has to
-        promise that earlier calls `Staging.sync` first."""
+        promise that earlier calls `Staging.sync` first. With the id of a `job` that is there already it does nothing.
+        """
         ...
 
     async def imported(

@@ -28,6 +28,7 @@ from adapters.embedded.times import from_ms
 from adapters.sql import tables as t
 from adapters.sql.database import Database, now_ms
 from adapters.sql.index import SqlIndex
+from adapters.sql.queue import AWAITED, BACKGROUND
 from gateway.domain.edits import MetadataUpdate
 from gateway.domain.errors import InvalidInput, Locked, NotFound, VersionConflict
 from gateway.domain.ids import DatastoreId, FrameId, ImageSetId, JobId, new_id
@@ -365,9 +366,13 @@ class EmbeddedBackend:
     async def find(self, query: DicomQuery) -> SearchAnswer:
         return await self._run(self._index.find, query)
 
-    async def submit(self, datastore: DatastoreId, items: Sequence[Staged]) -> JobId:
-        order = order_of(JobId(new_id()), await self._run(self._reader.key_of, datastore), items)
-        await self._run(self._intake.submit, order)
+    def announce(self, job: JobId, items: Sequence[Staged]) -> None:
+        self._giver.announce(job, [(item.segment, item.offset, item.length) for item in items])
+
+    async def submit(self, datastore: DatastoreId, items: Sequence[Staged], job: JobId | None = None) -> JobId:
+        datastore_pk = await self._run(self._reader.key_of, datastore)
+        order = order_of(job or JobId(new_id()), datastore_pk, items)
+        await self._run(self._intake.submit, order, BACKGROUND, self._giver.told(order.id))
         self._spool.submitted(items)
         return order.id
 
@@ -391,10 +396,15 @@ class EmbeddedBackend:
             if outcomes is not None:
                 self._spool.submitted(items)
                 return outcomes
-        await self._run(self._intake.submit, order)
+        await self._run(self._intake.submit, order, AWAITED)
         self._spool.submitted(items)
         result = await self.result(order.id, deadline - time.monotonic())
         return None if result is None else result.outcomes
+
+    @property
+    def handed_over(self) -> int:
+        """Requests that workers have in hand, and that are no jobs yet."""
+        return self._giver.waiting
 
     async def result(self, job: JobId, timeout_s: float) -> JobResult | None:
         """The job's outcomes once it has ended; None when it has not after `timeout_s`."""

@@ -1,9 +1,11 @@
 """Orders handed over directly: from the process that staged the instances to a worker that has time for them.
 
 A worker listens on a Unix socket in the run folder; what comes and goes is one JSON value a line. It says whether it is
-free (`true`, `false`); it is sent orders and answers each, `[job, outcomes]`, after its publication is durable, or
-`[job, null]` when the order has to become an ordinary job. A connection that ends answers nothing: then, too, the order
-becomes one, and its id keeps it from being done twice (`jobs.insert_job`).
+free, and how many orders it has in hand, `[true, 0]`, again every second while its loop goes round. It is sent orders,
+an object each, and answers `[job, outcomes]` after the publication is durable, or `[job, null]` when the order has to
+become an ordinary job. A connection that ends, or is silent for too long, answers nothing: then, too, the order becomes
+one, and its id keeps it from being done twice (`jobs.insert_job`). And it is told, `[job, places]`, what a job is going
+to name.
 """
 
 import asyncio
@@ -18,7 +20,7 @@ from pathlib import Path
 
 import orjson
 
-from adapters.embedded.jobs import Order
+from adapters.embedded.jobs import Order, Place
 from gateway.domain.ids import JobId
 from gateway.domain.model import Outcome
 
@@ -28,6 +30,9 @@ _LONGEST_PATH = 100
 _LOOK_S = 0.5
 _BACKLOG = 16
 _RECEIVED = 1 << 16
+_PULSE_S = 1.0
+_SILENCE_S = 5.0
+"""A worker that has said nothing for so long hangs, or is at something large: it is not waited for."""
 
 
 @contextlib.contextmanager
@@ -84,12 +89,19 @@ class Given:
     """Tells what became of it; None: it is to become a job."""
 
 
+Announced = tuple[JobId, Sequence[Place]]
+"""Staged instances of a job that is still to come."""
+
+
 class Taker:
     """Where a worker is given orders. One thread uses it; `fileno` is readable when there is something to `take`."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._path = folder / f"{name}{_SUFFIX}"
         self._free = True
+        self._in_hand = 0
+        self._said = 0.0
+        self._announced: list[Announced] = []
         self._selector = selectors.DefaultSelector()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
@@ -113,18 +125,37 @@ class Taker:
             lines: _Lines = key.data
             texts, alive = lines.read()
             if alive:
-                taken += [self._given(lines, text) for text in texts]
+                for text in texts:
+                    said = orjson.loads(text)
+                    if isinstance(said, dict):
+                        taken.append(self._given(lines, Order(**said)))
+                    else:
+                        self._announced.append((said[0], [(name, at, size) for name, at, size in said[1]]))
             else:  # what it had staged is found in the spool, and imported by a job
                 self._drop(lines)
         return taken
+
+    def announced(self) -> list[Announced]:
+        """What has been announced, as far as it was taken, since the last call."""
+        announced, self._announced = self._announced, []
+        return announced
 
     def say(self, *, free: bool) -> None:
         """Whether orders are welcome: those that come all the same have to wait."""
         if free != self._free:
             self._free = free
-            for lines in self._connections():
-                if not lines.send(free):
-                    self._drop(lines)
+            self._tell()
+
+    def pulse(self) -> None:
+        """To be called by who makes progress; tells it every second."""
+        if time.monotonic() - self._said >= _PULSE_S:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._said = time.monotonic()
+        for lines in self._connections():
+            if not lines.send([self._free, self._in_hand]):
+                self._drop(lines)
 
     def close(self) -> None:
         """Ends every connection, which hands back what was not answered; may be called again."""
@@ -147,12 +178,13 @@ class Taker:
         connection.setblocking(False)
         lines = _Lines(connection)
         self._selector.register(connection, selectors.EVENT_READ, lines)
-        lines.send(self._free)
+        lines.send([self._free, self._in_hand])
 
-    def _given(self, lines: _Lines, text: bytes) -> Given:
-        order = Order(**orjson.loads(text))
+    def _given(self, lines: _Lines, order: Order) -> Given:
+        self._in_hand += 1
 
         def answer(outcomes: Sequence[Outcome] | None) -> None:
+            self._in_hand -= 1
             if not lines.send([order.id, outcomes]):
                 self._drop(lines)
 
@@ -174,6 +206,9 @@ class _Link:
     lines: _Lines
     loop: asyncio.AbstractEventLoop
     is_free: bool = False
+    in_hand: int = 0
+    """Orders of all that give some, as the worker last said."""
+    heard: float = field(default_factory=time.monotonic)
     waiting: dict[JobId, "asyncio.Future[list[Outcome] | None]"] = field(default_factory=dict)
 
 
@@ -184,23 +219,57 @@ class Giver:
         self._folder = folder
         self._links: dict[str, _Link] = {}
         self._looked = float("-inf")
+        self._told: dict[JobId, str] = {}
+        """Who has been told of a job that is still to come."""
+
+    @property
+    def waiting(self) -> int:
+        """Orders that workers have in hand; those of other processes as of a second ago."""
+        if time.monotonic() - self._looked > _LOOK_S:
+            self._look()
+        return sum(max(len(link.waiting), link.in_hand) for link in self._links.values())
 
     async def give(self, order: Order, timeout_s: float) -> list[Outcome] | None:
         """What became of the staged instances, in their order; None when no worker took them, or none has answered."""
-        if time.monotonic() - self._looked > _LOOK_S:
-            self._look()
-        free = [name for name, link in self._links.items() if link.is_free]
-        if not free:
+        name = self._free_one()
+        if name is None:
             return None
-        name = min(free, key=lambda name: len(self._links[name].waiting))
         link = self._links[name]
         answered: asyncio.Future[list[Outcome] | None] = asyncio.get_running_loop().create_future()
         link.waiting[order.id] = answered
         if not link.lines.send(asdict(order)):
             self._lose(name)
-        await asyncio.wait({answered}, timeout=timeout_s)
+        asked = time.monotonic()
+        while not answered.done():
+            now = time.monotonic()
+            left = min(asked + timeout_s, max(asked, link.heard) + _SILENCE_S) - now
+            if left <= 0:
+                link.is_free = link.is_free and now - max(asked, link.heard) < _SILENCE_S
+                break
+            await asyncio.wait({answered}, timeout=left)
         link.waiting.pop(order.id, None)
         return answered.result() if answered.done() else None
+
+    def announce(self, job: JobId, places: Sequence[Place]) -> None:
+        """Tells a worker what a job is going to name, always the same one; nothing when there is none."""
+        name = self._told.get(job) or self._free_one()
+        link = self._links.get(name or "")
+        if name is None or link is None or time.monotonic() - link.heard > _SILENCE_S:
+            return
+        self._told[job] = name
+        if not link.lines.send([job, places]):
+            self._lose(name)
+
+    def told(self, job: JobId) -> str | None:
+        """The worker that knows already of a job that is now made."""
+        name = self._told.pop(job, None)
+        return name.removesuffix(_SUFFIX) if name in self._links else None
+
+    def _free_one(self) -> str | None:
+        if time.monotonic() - self._looked > _LOOK_S:
+            self._look()
+        free = [name for name, link in self._links.items() if link.is_free]
+        return min(free, key=lambda name: len(self._links[name].waiting), default=None)
 
     def close(self) -> None:
         for name in list(self._links):
@@ -229,12 +298,12 @@ class Giver:
     def _heard(self, name: str) -> None:
         link = self._links[name]
         texts, alive = link.lines.read()
+        link.heard = time.monotonic()
         for text in texts:
-            said = orjson.loads(text)
-            if isinstance(said, bool):
-                link.is_free = said
+            job, outcomes = orjson.loads(text)
+            if isinstance(job, bool):
+                link.is_free, link.in_hand = job, outcomes
                 continue
-            job, outcomes = said
             answered = link.waiting.pop(job, None)
             if answered is not None and not answered.done():
                 answered.set_result(None if outcomes is None else [Outcome(**fields) for fields in outcomes])

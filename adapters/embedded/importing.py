@@ -339,9 +339,9 @@ class Importer:
             raise
         batch.then = ("report", item.subject)
         deadline = time.monotonic() + _LOCKED_S
-        while publish_imports(self.database, self.queue, [batch], packs, self.resent, lambda: None, self.events):
+        while publish_imports(self.database, self.queue, [batch], packs.sizes, self.resent, lambda: None, self.events):
             if self._stop.wait(0.05) or time.monotonic() > deadline:
-                self.queue.retry(item, "waits for a locked image set", delay_ms=0, counts=False)
+                self.queue.retry(item, "waits for a locked image set or its turn", delay_ms=0, counts=False)
                 return
         self.encoder.wake()
         self.imported("import", batch.outcomes, time.monotonic() - began)

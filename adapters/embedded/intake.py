@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 import structlog
@@ -11,7 +11,7 @@ from adapters.embedded.jobs import Order, insert_job, order_of, read_job, unpack
 from adapters.embedded.processes import Presence
 from adapters.sql import tables as t
 from adapters.sql.database import Database
-from adapters.sql.queue import enqueue
+from adapters.sql.queue import BACKGROUND, enqueue
 from gateway.domain.errors import NotFound
 from gateway.domain.ids import DatastoreId, JobId, new_id
 from gateway.domain.model import JobResult, JobStatus, Staged
@@ -38,11 +38,12 @@ class JobIntake:
         if event is not None:
             event.set()
 
-    def submit(self, order: Order) -> None:
-        """Makes the job, unless a worker has made and ended it, to whom the order had been given before."""
+    def submit(self, order: Order, priority: int, keep_for: str | None = None) -> None:
+        """Makes the job, unless a worker has made and ended it, to whom the order had been given before; it is kept a
+        moment for the worker `keep_for`."""
         # The spool finds again, by `recover`, what a lost job named.
         with self._database.write(durable=False) as connection:
-            is_new = submit_job(connection, order)
+            is_new = submit_job(connection, order, priority, keep_for)
         if is_new:
             self._presence.ring("worker")
 
@@ -67,17 +68,37 @@ class JobIntake:
                 self._waiting.pop(job, None)
 
 
-def submit_job(connection: sa.Connection, order: Order) -> bool:
+def submit_job(connection: sa.Connection, order: Order, priority: int, keep_for: str | None = None) -> bool:
     """The job, its segments and its work item, in the caller's transaction; False when the job is there already."""
     job_pk = insert_job(connection, order, JobStatus.SUBMITTED)
     if job_pk is None:
         return False
-    _enqueue(connection, job_pk, order.id, order.source, len(order.places))
+    _enqueue(
+        connection,
+        priority,
+        job_pk,
+        order.id,
+        order.source,
+        len(order.places),
+        concerns=order.concerns,
+        keep_for=keep_for,
+    )
     return True
 
 
-def _enqueue(connection: sa.Connection, job_pk: int, job_id: str, source: str, count: int) -> None:
-    enqueue(connection, "import", {"job": job_pk, "id": job_id, "source": source, "instances": count})
+def _enqueue(
+    connection: sa.Connection,
+    priority: int,
+    job_pk: int,
+    job_id: str,
+    source: str,
+    count: int,
+    *,
+    concerns: Sequence[str] = (),
+    keep_for: str | None = None,
+) -> None:
+    subject = {"job": job_pk, "id": job_id, "source": source, "instances": count, "concerns": concerns}
+    enqueue(connection, "import", subject, priority=priority, keep_for=keep_for)
 
 
 def recover(
@@ -135,7 +156,7 @@ def _submit_rest(
                 log.warning("spool.store_deleted", segment=segment, instances=len(items))
                 rest = [frame for frame in rest if frame not in items]
                 continue
-            submit_job(connection, order_of(JobId(new_id()), pk, items))
+            submit_job(connection, order_of(JobId(new_id()), pk, items), BACKGROUND)
     if rest:
         log.info("spool.recovered", segment=segment, instances=len(rest))
     return len(rest)
@@ -152,7 +173,7 @@ def retry_failed(database: Database) -> int:
             .returning(j.c.pk, j.c.id, j.c.source, j.c.staged)
         ).all()
         for pk, job_id, source, staged in failed:
-            _enqueue(connection, pk, job_id, source, len(unpack_places(staged)))
+            _enqueue(connection, BACKGROUND, pk, job_id, source, len(unpack_places(staged)))  # it has lost its turn
     return len(failed)
 
 

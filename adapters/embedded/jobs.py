@@ -44,6 +44,8 @@ class Order:
     called_ae: str | None = None
     calling_ae: str | None = None
     principal: str | None = None
+    concerns: Sequence[str] = ()
+    """What of its instances is known before they are read: their studies, else a sum of their SOP Instance UIDs."""
 
 
 def order_of(job: JobId, datastore_pk: int, items: Sequence[Staged]) -> Order:
@@ -58,7 +60,13 @@ def order_of(job: JobId, datastore_pk: int, items: Sequence[Staged]) -> Order:
         called_ae=origin.called_ae,
         calling_ae=origin.calling_ae,
         principal=origin.principal,
+        concerns=sorted({item.study_uid or concern(item.origin.sop_uid or "") for item in items}),
     )
+
+
+def concern(sop_uid: str) -> str:
+    """Short, for what may have thousands of instances; two that have the same only wait for each other."""
+    return f"{isal_zlib.crc32(sop_uid.encode()):x}"
 
 
 def insert_job(connection: sa.Connection, order: Order, status: JobStatus) -> int | None:

@@ -14,12 +14,12 @@ import sqlalchemy as sa
 from adapters.embedded import docs
 from adapters.embedded.chunks import deflate
 from adapters.embedded.events import Events
-from adapters.embedded.jobs import Order, insert_job, pack_outcomes
-from adapters.embedded.preparing import PROCESSING_FAILURE, Packs, Prepared, PreparedPixel
+from adapters.embedded.jobs import Order, concern, insert_job, pack_outcomes
+from adapters.embedded.preparing import PROCESSING_FAILURE, Prepared, PreparedPixel
 from adapters.sql import index
 from adapters.sql import tables as t
 from adapters.sql.database import Database, Statement, among, insert_or_keep, now_ms
-from adapters.sql.queue import WorkItem, WorkQueue, enqueue
+from adapters.sql.queue import AWAITED, Precedence, WorkItem, WorkQueue, enqueue
 from gateway.domain import metadata
 from gateway.domain.edits import Overlay
 from gateway.domain.grouping import GroupKey, Primary, assign, key_of
@@ -142,6 +142,8 @@ class ImportBatch:
     results: Sequence[Prepared | Outcome] = ()
     outcomes: list[Outcome] = field(default_factory=list)
     """Once published."""
+    behind: int | None = None
+    """The work item that it has to wait for."""
     then: tuple[str, dict[str, Any]] | None = None
     """Work that follows in the same commit, and that ends the job."""
 
@@ -202,13 +204,15 @@ def publish_imports(
     database: Database,
     queue: WorkQueue,
     batches: Sequence[ImportBatch],
-    packs: Packs,
+    sizes: Mapping[str, int],
     resent: Resent,
     synced: Callable[[], None],
     events: Events,
 ) -> list[ImportBatch]:
-    """Publishes the jobs that can be, a version each; those that must wait for a lock, and orders that somebody else
-    has taken up, are returned. `synced` returns when the blobs are durable, which is awaited before the commit.
+    """Publishes the jobs that can be, a version each; those that must wait for a lock or their turn, and orders that
+    somebody else has taken up, are returned. `sizes` are those of
+    the blobs written, by their names; `synced` returns when the blobs are durable, which is awaited before the
+    commit.
 
     Raises LeaseLost: then nothing was published.
     """
@@ -223,7 +227,7 @@ def publish_imports(
         ]
         database.lock_words(connection, words)
         publisher = _Publisher(connection, resent)
-        publisher.store_blobs(packs, prepared)
+        publisher.store_blobs(sizes, prepared)
         for batch in batches:
             if publisher.add(batch):
                 if batch.item is not None:
@@ -241,15 +245,16 @@ class _Publisher:
     def __init__(self, connection: sa.Connection, resent: Resent) -> None:
         self._connection = connection
         self._resent = resent
+        self._precedence = Precedence(connection)
         self._states: dict[int, SetState] = {}
         self._blobs: dict[str, int] = {}
         self.publications: list[Publication] = []
 
     # ------------------------------------------------------------ blobs, pixels, records
 
-    def store_blobs(self, packs: Packs, prepared: Sequence[Prepared]) -> None:
+    def store_blobs(self, written: Mapping[str, int], prepared: Sequence[Prepared]) -> None:
         at = now_ms()
-        sizes = dict(packs.sizes)
+        sizes = dict(written)
         for p in prepared:
             if p.pixel is not None:
                 sizes.setdefault(p.pixel.blob, 0)
@@ -309,7 +314,8 @@ class _Publisher:
     # ------------------------------------------------------------ grouping
 
     def add(self, batch: ImportBatch) -> bool:
-        """Takes a job up; False, with nothing written, where it must wait for a locked image set or is another's."""
+        """Takes a job up; False, with nothing imported, where it must wait for a locked image set or for what was
+        acknowledged before, or is another's."""
         at = now_ms()
         outcomes: list[Outcome | None] = [r if isinstance(r, Outcome) else None for r in batch.results]
         if batch.item is not None and batch.item.attempt > 1:
@@ -318,6 +324,13 @@ class _Publisher:
         for position, result in enumerate(batch.results):
             if isinstance(result, Prepared) and outcomes[position] is None:
                 groups.setdefault(result.key, []).append((position, result))
+        is_awaited = batch.item is None or batch.item.priority == AWAITED
+        if is_awaited and groups and self._precedence.matters:
+            concerns = {key.study_uid for key in groups}
+            concerns |= {concern(p.sop_uid) for instances in groups.values() for _, p in instances}
+            batch.behind = self._precedence.behind(batch.item, concerns)
+            if batch.behind is not None:
+                return False
         studies, series = self._existing(batch, groups)
         # What an operation is about to make of a study's grouping elements decides where the instances belong.
         held = {

@@ -3,7 +3,7 @@
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,19 +13,20 @@ import sqlalchemy as sa
 import structlog
 
 from adapters.embedded import intake, quarantining
+from adapters.embedded.ahead import Ahead
 from adapters.embedded.encoding import Encoder
 from adapters.embedded.events import Courier, Events
 from adapters.embedded.handover import Given, Taker
 from adapters.embedded.holding import Holding
 from adapters.embedded.importing import Importer
-from adapters.embedded.jobs import Order, unpack_places
+from adapters.embedded.jobs import Order, Place, unpack_places
 from adapters.embedded.preparing import PROCESSING_FAILURE, Packs, Prepared, Preparer
 from adapters.embedded.processes import Presence
 from adapters.embedded.publishing import ImportBatch, Resent, publish_imports
 from adapters.embedded.sweeping import Sweeper
 from adapters.sql import tables as t
 from adapters.sql.database import Database, now_ms
-from adapters.sql.queue import MAX_ATTEMPTS, LeaseLost, WorkItem, WorkQueue
+from adapters.sql.queue import AWAITED, BACKGROUND, FIRST, MAX_ATTEMPTS, LeaseLost, WorkItem, WorkQueue
 from gateway.domain.errors import Corrupt, GatewayError, Unavailable
 from gateway.domain.ids import DatastoreId, JobId
 from gateway.domain.model import JobStatus, Outcome
@@ -35,7 +36,14 @@ log = structlog.get_logger("gateway.worker")
 
 _GROUP = 64
 """Import jobs that share a transaction at most."""
-_GROUP_INSTANCES = 2000
+_GROUP_INSTANCES = 500
+"""And their instances, unless one job has more."""
+_IN_A_ROW = 8
+"""How often work that somebody waits for goes first, before what nobody waits for has its turn."""
+_LOOK_S = 0.02
+"""How long an import is prepared before somebody else's work is looked for."""
+_SEARCH_S = 0.2
+"""And before it is looked for in the queue though nobody has rung."""
 _IDLE_S = 1.0
 _RENEW_S = 15.0
 _DEATHS = 8
@@ -43,7 +51,8 @@ _DEATHS = 8
 _PAUSES_MS = {False: 200, True: 2000}
 """Before the second attempt; eight times as long before the third. Somebody waits for an edit to end."""
 _LOCKED_MS = 50
-"""How long a job waits before it tries again at a locked image set."""
+"""How long a job waits before it tries again at a locked image set, or whether it is its turn."""
+_NOT_ITS_TURN = "waits for what was acknowledged before"
 
 
 _JOB = (
@@ -55,18 +64,8 @@ _JOB = (
 
 def _groups(imports: list[WorkItem]) -> Iterator[list[WorkItem]]:
     """Jobs that share a transaction; one that was begun before, and not ended, gets its own."""
-    group: list[WorkItem] = []
-    count = 0
-    for item in imports:
-        if item.attempt > 1:
-            yield [item]
-            continue
-        if group and count + item.subject["instances"] > _GROUP_INSTANCES:
-            yield group
-            group, count = [], 0
-        group.append(item)
-        count += item.subject["instances"]
-    if group:
+    yield from ([item] for item in imports if item.attempt > 1)
+    if group := [item for item in imports if item.attempt == 1]:
         yield group
 
 
@@ -114,8 +113,22 @@ class Worker:
     _stop: threading.Event = field(default_factory=threading.Event)
     _settled: set[str] = field(default_factory=set)
     _held: Sequence[WorkItem] = ()
+    _in_a_row: int = 0
+    _rung: bool = False
+    _is_passing: bool = False
+    """What is done now is done between two instances of an import."""
+    _has_more: bool = False
+    """There may be more in the queue that somebody waits for."""
+    _is_waited_for: bool = False
+    """The import in hand holds up what would pass."""
+    _look_at: float = 0.0
+    _searched: float = 0.0
     _syncing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "sync"))
     _taker: Taker | None = None
+    _ahead: Ahead = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._ahead = Ahead(self.blobs, self._prepare_one)
 
     def stop(self) -> None:
         self._stop.set()
@@ -136,6 +149,7 @@ class Worker:
         finally:
             self._taker = None
             taker.close()
+            self._ahead.close()
             self.importer.stop()
             if self.courier is not None:
                 self.courier.stop()
@@ -143,20 +157,66 @@ class Worker:
 
     def _loop(self, taker: Taker) -> None:
         looked = 0.0
-        rung, worked = False, True
+        worked = True
         while not self._stop.is_set():
             due = time.monotonic() - looked >= _IDLE_S
             if due:
                 self._look_after()
+                self._ahead.forget_old()
                 looked = time.monotonic()
-            given = taker.take()
-            for some in _slices(given):
-                self._import_given(some)
+            given = self._take(taker)
             # The queue is looked at when somebody rings, and else once a second: not after each order.
+            rung, self._rung = self._rung, False
             worked = (rung or worked or due) and self._work(expected=rung)
-            rung = bool(self.presence.wait(0 if worked or given else _IDLE_S, taker))
-            if rung:
-                self.importer.wake()
+            if not (worked or given or self._ahead.is_idle):
+                self.encoder.stand_back()
+                self._ahead.go_on(_LOOK_S)
+            is_idle = self._ahead.is_idle and not (worked or given or self._rung)
+            self._hear(_IDLE_S if is_idle else 0, taker)
+
+    def _hear(self, timeout_s: float, taker: Taker) -> bool:
+        """Whether somebody has rung."""
+        if rung := bool(self.presence.wait(timeout_s, taker)):
+            self._rung = True
+            self.importer.wake()
+        return rung
+
+    def _take(self, taker: Taker) -> bool:
+        """Imports what has been handed over; whether there was any."""
+        taker.pulse()
+        given = taker.take()
+        for job, places in taker.announced():
+            self._ahead.announce(job, places)
+        for some in _slices(given):
+            self._import_given(some)
+        return bool(given)
+
+    def _pulse(self) -> None:
+        if self._taker is not None:
+            self._taker.pulse()
+
+    def _let_pass(self) -> None:
+        """Between two instances of an import: what somebody waits for goes first, however large the import is."""
+        taker = self._taker
+        if taker is None:
+            return
+        began = time.monotonic()
+        if self._is_waited_for or began < self._look_at:
+            taker.pulse()
+            return
+        self._is_passing = True
+        try:
+            self._take(taker)
+            # Nobody rings for what had to wait for another.
+            if self._hear(0, taker) or self._has_more or time.monotonic() - self._searched > _SEARCH_S:
+                edited = self._lease_and_run(last=FIRST)
+                self._has_more = self._lease_and_run(last=AWAITED) or edited
+                self._searched = time.monotonic()
+        finally:
+            self._is_passing = False
+        # As long as this took, the import goes on: what passes must not bring it to a halt.
+        ended = time.monotonic()
+        self._look_at = ended + max(_LOOK_S, ended - began)
 
     def _look_after(self) -> None:
         try:
@@ -173,15 +233,28 @@ class Worker:
 
     def _work(self, *, expected: bool = False) -> bool:
         """Whether there was anything to do; `expected` when somebody rang."""
+        if self._in_a_row >= _IN_A_ROW:
+            self._in_a_row = 0
+            if self._lease_and_run(first=BACKGROUND):
+                return True
+        return self._lease_and_run(expected=expected)
+
+    def _lease_and_run(self, first: int = FIRST, last: int = BACKGROUND, *, expected: bool = False) -> bool:
+        """Work of the first priority that there is; whether there was any."""
+        kinds = (*self.operations, "import")
         try:
-            items = self.queue.lease((*self.operations, "import"), _GROUP, expected=expected)
+            items = self.queue.lease(
+                kinds, _GROUP, first=first, last=last, instances=_GROUP_INSTANCES, expected=expected
+            )
         except GatewayError as fault:
             log.warning("worker.lease", code=fault.code, detail=fault.detail)
             self._stop.wait(_IDLE_S)
             return False
         if not items:
             return False
-        self._say(free=False)
+        self._in_a_row = 0 if items[0].priority == BACKGROUND else self._in_a_row + 1
+        if self._is_passing or items[0].kind != "import":  # an import lets orders pass
+            self._say(free=False)
         for item in items:
             if item.kind != "import":
                 self._guarded([item], functools.partial(self.operations[item.kind].run, item))
@@ -191,6 +264,8 @@ class Worker:
             else:
                 self._guarded(group, functools.partial(self._import_leased, group))
         self._say(free=True)
+        if not self._is_passing:
+            self._is_waited_for = False
         return True
 
     def _say(self, *, free: bool) -> None:
@@ -200,7 +275,7 @@ class Worker:
     def _guarded(self, items: Sequence[WorkItem], run: Callable[[], None]) -> None:
         """Runs work. A group that fails is run again one by one; what fails alone comes back later, and is given up
         after its attempts."""
-        held, self._held = self._held, items
+        held, self._held = self._held, (*self._held, *items)
         try:
             run()
         except LeaseLost:
@@ -251,11 +326,19 @@ class Worker:
 
     def _import_leased(self, items: list[WorkItem]) -> None:
         began = time.monotonic()
+        early = [item for item in items if "behind" in item.subject and self.queue.is_there(item.subject["behind"])]
+        self._wait_for(item.subject["behind"] for item in early)
+        for item in early:  # is not prepared once more to learn it
+            self.queue.retry(item, _NOT_ITS_TURN, delay_ms=_LOCKED_MS, counts=False)
+        items = [item for item in items if item not in early]
         batches = [self.batch_of(item) for item in items]
-        waiting = self._import(batches)
+        waiting = self._import(batches) if batches else ()
         for batch in waiting:
             assert batch.item is not None
-            self.queue.retry(batch.item, "waits for a locked image set", delay_ms=_LOCKED_MS, counts=False)
+            if batch.behind is None:
+                self.queue.retry(batch.item, "waits for a locked image set", delay_ms=_LOCKED_MS, counts=False)
+            else:  # which is taken up first, unless another worker has it in hand
+                self.queue.retry(batch.item, _NOT_ITS_TURN, delay_ms=0, counts=False, behind=batch.behind)
         held = [batch.item for batch in waiting]
         self._ring([item for item in items if item not in held])
         self._account([batch for batch in batches if batch not in waiting], began)
@@ -276,28 +359,42 @@ class Worker:
     def _import(self, batches: Sequence[ImportBatch]) -> Sequence[ImportBatch]:
         """Publishes in one transaction; those that could not be are returned."""
         self.encoder.stand_back()
-        packs = Packs(self.blobs)
+        is_leased = all(batch.item is not None for batch in batches)
+        between = self._let_pass if is_leased and not self._is_passing else self._pulse
+        packs = [Packs(self.blobs)]
         try:
             # What was staged without a sync (STOW) becomes durable while it is being prepared.
             segments = {segment for batch in batches for segment, _, _ in batch.order.places}
             settled = self._syncing.submit(self.spool.settle, segments)
             for batch in batches:
-                batch.results = self.prepare(batch, packs)
-            packs.seal()
+                begun = self._ahead.take(batch.order.id)
+                if begun is not None:
+                    packs.append(begun.packs)
+                batch.results = self.prepare(batch, packs[0], between, begun.results if begun is not None else None)
+            for some in packs:
+                some.seal()
         except BaseException:
-            packs.abandon()
+            _abandon(packs)
             raise
-        finished = self._syncing.submit(packs.finish)
+        finished = self._syncing.submit(_finish, packs)
 
         def synced() -> None:
             finished.result()
             settled.result()
 
+        sizes = {name: size for some in packs for name, size in some.sizes.items()}
         try:
-            return publish_imports(self.database, self.queue, batches, packs, self.resent, synced, self.events)
+            waiting = publish_imports(self.database, self.queue, batches, sizes, self.resent, synced, self.events)
+            self._wait_for(batch.behind for batch in waiting if batch.behind is not None)
+            return waiting
         finally:
             if finished.exception() is not None:
-                packs.abandon()
+                _abandon(packs)
+
+    def _wait_for(self, keys: Iterable[int]) -> None:
+        """Work that wants to pass waits for these items; where one is in hand, that is done without further ado."""
+        held = {item.pk for item in self._held}
+        self._is_waited_for = self._is_waited_for or (self._is_passing and not held.isdisjoint(keys))
 
     def _account(self, ended: Sequence[ImportBatch], began: float) -> None:
         """What can wait until who asked has been answered."""
@@ -330,36 +427,60 @@ class Worker:
         )
         return ImportBatch(order, item, row.pk)
 
-    def prepare(self, batch: ImportBatch, packs: Packs) -> list[Prepared | Outcome]:
-        """What the staged instances of a job become; their bytes go into the packs."""
+    def prepare(
+        self,
+        batch: ImportBatch,
+        packs: Packs,
+        between: Callable[[], None] | None = None,
+        known: Mapping[tuple[str, int], Prepared | Outcome] | None = None,
+    ) -> list[Prepared | Outcome]:
+        """What the staged instances of a job become; their bytes go into the packs. Calls `between` before each.
+
+        Those `known`, by segment and offset, have been prepared before.
+        """
         is_last = batch.item is not None and batch.item.attempt >= MAX_ATTEMPTS
         results: list[Prepared | Outcome] = []
-        for segment, offset, length in batch.order.places:
-            try:
-                origin, body, body_at = self.spool.read(segment, offset, length)
-            except Corrupt as fault:
-                log.error("worker.spool_damaged", detail=fault.detail)
-                results.append(
-                    Outcome(None, None, None, None, failure=PROCESSING_FAILURE, message="The staged copy is damaged.")
-                )
+        for place in batch.order.places:
+            if known is not None and place[:2] in known:
+                results.append(known[place[:2]])
                 continue
-            try:
-                results.append(self.preparer.prepare(origin, segment, offset, body, body_at, packs))
-            except Exception as fault:
-                if isinstance(fault, Unavailable) or (isinstance(fault, _MAY_PASS) and not is_last):
-                    raise
-                log.exception("worker.instance_failed")  # one that cannot be prepared does not take the others with it
-                results.append(
-                    Outcome(
-                        origin.sop_class,
-                        origin.sop_uid,
-                        None,
-                        None,
-                        failure=PROCESSING_FAILURE,
-                        message="The gateway failed to process the instance; its log says more.",
-                    )
-                )
+            if between is not None:
+                between()
+            results.append(self._prepare_one(place, packs, is_last=is_last))
         return results
+
+    def _prepare_one(self, place: Place, packs: Packs, *, is_last: bool = False) -> Prepared | Outcome:
+        """Raises what another attempt may not meet, unless this is the last one."""
+        segment, offset, length = place
+        try:
+            origin, body, body_at = self.spool.read(segment, offset, length)
+        except Corrupt as fault:
+            log.error("worker.spool_damaged", detail=fault.detail)
+            return Outcome(None, None, None, None, failure=PROCESSING_FAILURE, message="The staged copy is damaged.")
+        try:
+            return self.preparer.prepare(origin, segment, offset, body, body_at, packs)
+        except Exception as fault:
+            if isinstance(fault, Unavailable) or (isinstance(fault, _MAY_PASS) and not is_last):
+                raise
+            log.exception("worker.instance_failed")  # one that cannot be prepared does not take the others with it
+            return Outcome(
+                origin.sop_class,
+                origin.sop_uid,
+                None,
+                None,
+                failure=PROCESSING_FAILURE,
+                message="The gateway failed to process the instance; its log says more.",
+            )
+
+
+def _finish(packs: Sequence[Packs]) -> None:
+    for some in packs:
+        some.finish()
+
+
+def _abandon(packs: Sequence[Packs]) -> None:
+    for some in packs:
+        some.abandon()
 
 
 def _slices(given: Sequence[Given]) -> Iterator[Sequence[Given]]:

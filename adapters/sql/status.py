@@ -12,9 +12,16 @@ from adapters.sql.tables import job, pixel, work
 class Status:
     """Questions that operations ask of a database."""
 
-    def __init__(self, database: Database, quarantined: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        database: Database,
+        quarantined: Callable[[], int] = lambda: 0,
+        handed_over: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`handed_over` counts imports under way that are no work items."""
         self._database = database
         self._quarantined = quarantined
+        self._handed_over = handed_over
 
     async def ping(self) -> None:
         """Returns when the database answers. Raises Unavailable."""
@@ -24,7 +31,11 @@ class Status:
         """Kind of work item -> `waiting`, `running`, `oldest_s`; `encode` counts pixel data that awaits
         encoding, `quarantine` the instances that could not be imported, and `kept` the jobs of which some still have to
         be brought there."""
-        return await asyncio.to_thread(self._work)
+        handed_over = self._handed_over()
+        kinds = await asyncio.to_thread(self._work)
+        if handed_over:
+            kinds.setdefault("import", {"waiting": 0, "running": 0, "oldest_s": 0})["running"] += handed_over
+        return kinds
 
     def _ping(self) -> None:
         with self._database.read() as connection:

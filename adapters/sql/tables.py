@@ -298,7 +298,7 @@ work = Table(
     Column("priority", SmallInteger, nullable=False, server_default="0"),
     Column("state", Word, nullable=False),  # waiting, running, failed; a finished item is deleted
     Column("run_after", BigInteger, nullable=False),
-    Column("owner", Word),
+    Column("owner", Word),  # of a waiting item: for whom it is kept, for a moment
     Column("lease_until", BigInteger),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("error", Text),

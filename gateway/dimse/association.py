@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 import structlog
 
 from ..domain.ids import DatastoreId
-from ..domain.model import Origin, Staged
+from ..domain.model import Origin
 from ..domain.query import SearchAnswer
 from ..ports import Buffer, DicomIndex, Staging
 from . import pdu
@@ -45,7 +45,7 @@ from .status import (
     Status,
     find_status,
 )
-from .store import Batch, Reception
+from .store import Batch, HandOver, Reception
 
 _QUICK_ACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)
 _log = structlog.get_logger("gateway.dimse")
@@ -87,7 +87,7 @@ class House:
     index: DicomIndex
     default_datastore: DatastoreId
     metrics: DimseMetrics
-    hand_over: Callable[[DatastoreId, Sequence[Staged]], None]
+    intake: HandOver
     ask: Callable[[Coroutine[Any, Any, SearchAnswer]], "Future[SearchAnswer]"]
     """Runs a coroutine on the event loop."""
     draining: threading.Event
@@ -364,7 +364,7 @@ class Association:
         extended = negotiate_extended(request, accepted)
         self._options = {uid: Options.of(granted) for uid, granted in extended.items()}
         self._datastore = self._settings.titles.get(request.called, self._house.default_datastore)
-        self._batch = Batch(self._datastore, self._settings, self._house.hand_over)
+        self._batch = Batch(self._datastore, self._settings, self._house.intake)
         self._wire.send(
             pdu.encode_associate_accept(
                 request.reserved, results, self._settings.max_pdu, negotiate_roles(request, accepted), extended

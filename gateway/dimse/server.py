@@ -61,7 +61,7 @@ class DimseServer:
             index=self._index,
             default_datastore=self._default_datastore,
             metrics=self._metrics,
-            hand_over=self._submissions.hand_over,
+            intake=self._submissions,
             ask=self._ask,
             draining=self._draining,
             places=threading.Semaphore(self._settings.max_associations),

@@ -1,12 +1,16 @@
 """C-STORE: from fragments to the spool, and from the spool into import jobs (PS3.4 annex B, PS3.7 §9.1.1)."""
 
 import asyncio
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Protocol
 
 import structlog
 
-from ..domain.ids import DatastoreId
+from ..domain.ids import DatastoreId, JobId, new_id
 from ..domain.model import Origin, Staged
 from ..ports import Buffer, Intake, Sink, Staging
 from .pdu import Command
@@ -24,6 +28,9 @@ from .status import (
 
 _log = structlog.get_logger("gateway.dimse")
 
+_ANNOUNCED = 16
+"""Instances of a batch that are told of together while it grows."""
+_UID = re.compile("[0-9.]{1,64}")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
 
 
@@ -77,7 +84,8 @@ class Reception:
         except Exception as error:
             self._fail(error)
             return self._status, None
-        return self._status, staged
+        study = self._scan.found.get(STUDY, "")
+        return self._status, replace(staged, study_uid=study) if _UID.fullmatch(study) else staged
 
     def abort(self) -> None:
         """Forgets the instance (NET-07)."""
@@ -118,6 +126,16 @@ class Reception:
         self.abort()
 
 
+class HandOver(Protocol):
+    """Where batches go. From any thread; returns at once."""
+
+    def announce(self, job: JobId, items: Sequence[Staged]) -> None:
+        """These will be in the batch of that job: preparing them may begin."""
+        ...
+
+    def hand_over(self, datastore: DatastoreId, job: JobId, items: Sequence[Staged]) -> None: ...
+
+
 class Batch:
     """The instances of one association that wait to become one import job. For the association's thread alone."""
 
@@ -125,12 +143,14 @@ class Batch:
         self,
         datastore: DatastoreId,
         settings: DimseSettings,
-        hand_over: Callable[[DatastoreId, Sequence[Staged]], None],
+        intake: "HandOver",
     ) -> None:
         self._datastore = datastore
         self._settings = settings
-        self._hand_over = hand_over
+        self._intake = intake
+        self._job = JobId(new_id())
         self._items: list[Staged] = []
+        self._announced = 0
         self._bytes = 0
         self._last = 0.0
 
@@ -141,6 +161,9 @@ class Batch:
         self._last = time.monotonic()
         if len(self._items) >= self._settings.batch_instances or self._bytes >= self._settings.batch_bytes:
             self.close()
+        elif len(self._items) - self._announced >= _ANNOUNCED:
+            self._intake.announce(self._job, self._items[self._announced :])
+            self._announced = len(self._items)
 
     def close_if_idle(self) -> None:
         """Closes the batch when nothing has come for `batch_idle_s`."""
@@ -151,7 +174,8 @@ class Batch:
         """Hands the batch over and starts the next one; does nothing when it is empty."""
         if self._items:
             items, self._items, self._bytes = self._items, [], 0
-            self._hand_over(self._datastore, items)
+            job, self._job, self._announced = self._job, JobId(new_id()), 0
+            self._intake.hand_over(self._datastore, job, items)
 
 
 class Submissions:
@@ -164,10 +188,14 @@ class Submissions:
         # One after the other: of two associations that bring one instance, the later one has to be imported later.
         self._turn = asyncio.Lock()
 
-    def hand_over(self, datastore: DatastoreId, items: Sequence[Staged]) -> None:
-        """Submits a batch, again and again until the intake takes it. From any thread; returns at once."""
+    def announce(self, job: JobId, items: Sequence[Staged]) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._intake.announce, job, items)
+
+    def hand_over(self, datastore: DatastoreId, job: JobId, items: Sequence[Staged]) -> None:
+        """Submits a batch, again and again until the intake takes it."""
         try:
-            self._loop.call_soon_threadsafe(self._start, datastore, items)
+            self._loop.call_soon_threadsafe(self._start, datastore, job, items)
         except RuntimeError:  # the loop has ended: the spool keeps the items for the next start
             _log.error("batch-left-in-spool", instances=len(items))
 
@@ -178,17 +206,17 @@ class Submissions:
             for task in late:
                 task.cancel()
 
-    def _start(self, datastore: DatastoreId, items: Sequence[Staged]) -> None:
-        task = self._loop.create_task(self._submit(datastore, items))
+    def _start(self, datastore: DatastoreId, job: JobId, items: Sequence[Staged]) -> None:
+        task = self._loop.create_task(self._submit(datastore, job, items))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _submit(self, datastore: DatastoreId, items: Sequence[Staged]) -> None:
+    async def _submit(self, datastore: DatastoreId, job: JobId, items: Sequence[Staged]) -> None:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 async with self._turn:
-                    job = await self._intake.submit(datastore, items)
+                    await self._intake.submit(datastore, items, job)
             except Exception as error:
                 _log.error("submit-failed", instances=len(items), fault=type(error).__name__, retry_s=pause_s)
                 await asyncio.sleep(pause_s)

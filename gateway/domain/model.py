@@ -254,6 +254,8 @@ class Staged:
     length: int
     """Of the whole spool frame, header included."""
     origin: Origin
+    study_uid: str | None = None
+    """As its head says; None where nobody has looked, or where that is in doubt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple, TypeVar
 
+from ..domain.dictionary import LONG, SHORT
 from ..domain.encapsulation import pack_bits_frames
-from ..domain.errors import Corrupt, NotAcceptable, NotFound
-from ..domain.header import write_meta
+from ..domain.errors import Corrupt, InvalidInput, NotAcceptable, NotFound
+from ..domain.header import spans, write_meta
 from ..domain.model import Document, Entry, Frame, Selected, Selection
 from ..domain.pixels import DOUBLE_FLOAT_PIXEL_DATA, FLOAT_PIXEL_DATA, PIXEL_DATA, PixelFormat
 from ..domain.syntaxes import (
@@ -596,7 +597,6 @@ def _bits_allocated(before: bytes) -> int:
     return 16
 
 
-_LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 _MAX_DEPTH: Final = 64
 
 
@@ -604,7 +604,14 @@ def elements(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Tag, start and end of each top-level element of a data set in Explicit VR LE. Raises Corrupt."""
     at = 0
     while at < len(data):
-        tag, end = _element(data, at, implicit=False, depth=0)
+        try:
+            tag, end = _element(data, at, implicit=False, depth=0)
+        except Corrupt:  # what the import has borne: read on with its patience, which costs more
+            try:
+                yield from spans(data, at)
+            except InvalidInput:
+                raise _malformed() from None
+            return
         yield tag, at, end
         at = end
 
@@ -617,12 +624,14 @@ def _element(data: bytes, at: int, *, implicit: bool, depth: int) -> tuple[int, 
         if implicit:
             start = at + 8
             (length,) = struct.unpack_from("<L", data, at + 4)
-        elif vr in _LONG_VRS:
+        elif vr in LONG:
             start = at + 12
             (length,) = struct.unpack_from("<L", data, at + 8)
-        else:
+        elif vr in SHORT or data[at : at + 2] == b"\xfe\xff":
             start = at + 8
             (length,) = struct.unpack_from("<H", data, at + 6)
+        else:
+            raise _malformed()
     except struct.error:
         raise _malformed() from None
     if length == 0xFFFFFFFF:

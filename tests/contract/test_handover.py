@@ -13,6 +13,7 @@ from adapters.embedded import intake
 from adapters.embedded.handover import Given, Giver, Taker
 from adapters.embedded.jobs import order_of
 from adapters.embedded.publishing import Resent
+from adapters.sql.queue import AWAITED
 from gateway.domain.ids import JobId, new_id
 from gateway.domain.model import Outcome
 from tests.contract.embedded import Store, close_process
@@ -242,7 +243,7 @@ def test_what_two_imports_take_from_one_place_is_stored_once(
     found, order = (order_of(JobId(new_id()), pk, items) for _ in range(2))
     answers: list[Sequence[Outcome] | None] = []
     with worker.database.write() as connection:
-        intake.submit_job(connection, found)
+        intake.submit_job(connection, found, AWAITED)  # which the order need not wait for
     if order_first:
         worker._import_given([Given(order, answers.append)])
     store.work()

@@ -396,8 +396,10 @@ class FakeIntake:
         self.answers: dict[str, dict[str, Any]] = {}
         """SOP Instance UID -> fields of its Outcome that are to be other than usual."""
 
-    async def submit(self, datastore: DatastoreId, items: Sequence[Staged]) -> JobId:
-        job = JobId(new_id())
+    def announce(self, job: JobId, items: Sequence[Staged]) -> None: ...
+
+    async def submit(self, datastore: DatastoreId, items: Sequence[Staged], job: JobId | None = None) -> JobId:
+        job = job or JobId(new_id())
         outcomes = []
         for item in items:
             sink = self._staging.closed[item.offset]

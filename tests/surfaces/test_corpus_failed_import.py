@@ -33,7 +33,9 @@ class Failing:
 
     def sync(self) -> None: ...
 
-    async def submit(self, datastore: DatastoreId, items: Sequence[Staged]) -> JobId:
+    def announce(self, job: JobId, items: Sequence[Staged]) -> None: ...
+
+    async def submit(self, datastore: DatastoreId, items: Sequence[Staged], job: JobId | None = None) -> JobId:
         return JobId("1" * 32)
 
     async def imported(

@@ -72,8 +72,15 @@ class Jobs:
         self.batches: list[tuple[DatastoreId, list[Staged]]] = []
         self.failures = 0
         self.held: list[threading.Event] = []
+        self.announced: dict[JobId, list[Staged]] = {}
+        self.jobs: list[JobId] = []
 
-    async def submit(self, datastore: DatastoreId, items: Sequence[Staged]) -> JobId:
+    def announce(self, job: JobId, items: Sequence[Staged]) -> None:
+        with self.changed:
+            self.announced.setdefault(job, []).extend(items)
+
+    async def submit(self, datastore: DatastoreId, items: Sequence[Staged], job: JobId | None = None) -> JobId:
+        assert job is not None
         if self.failures:
             self.failures -= 1
             raise RuntimeError("the database is away")
@@ -81,8 +88,9 @@ class Jobs:
             await asyncio.to_thread(self.held.pop().wait, WAIT_S)
         with self.changed:
             self.batches.append((datastore, list(items)))
+            self.jobs.append(job)
             self.changed.notify_all()
-        return JobId("a" * 32)
+        return job
 
     def wait_for(self, count: int) -> list[tuple[DatastoreId, list[Staged]]]:
         with self.changed:

@@ -24,8 +24,9 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 from gateway.domain import header
 from gateway.domain.dictionary import meaning
 from gateway.domain.edits import Changes
-from gateway.domain.errors import InvalidInput, NotFound
+from gateway.domain.errors import Corrupt, InvalidInput, NotFound
 from gateway.domain.header import parts, reading, walk
+from gateway.services.retrieve import elements, patched
 from tests.corpus import CORPUS, manifest
 
 EXPLICIT, IMPLICIT, BIG, DEFLATED = (
@@ -840,3 +841,16 @@ def test_many_fragments_end_in_an_answer(monkeypatch: pytest.MonkeyPatch) -> Non
     item = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
     with pytest.raises(InvalidInput, match="fragments"):
         header.read(with_pixels(b"\xff" * 4 + item * 101), EXPLICIT)
+
+
+def test_what_import_bears_can_be_sent_again() -> None:
+    """An element whose VR was lost, within a header that is to be adjusted: once a 500."""
+    lost = struct.pack("<HHL", 0x0010, 0x0040, 2) + b"O "
+    before = instance(element(0x00280004, b"CS", b"YBR_FULL"), element(0x00280002, b"US", b"\x03\0"), lost)
+    tags = [tag for tag, _, _ in elements(before)]
+    assert tags == [0x00080016, 0x00080018, 0x00100040, 0x0020000D, 0x0020000E, 0x00280002, 0x00280004]
+    assert [end for _, _, end in elements(before)][-1] == len(before)
+    adjusted = patched(before, {0x00280004: b"RGB "})
+    assert adjusted == before.replace(element(0x00280004, b"CS", b"YBR_FULL"), element(0x00280004, b"CS", b"RGB "))
+    with pytest.raises(Corrupt):
+        list(elements(before[:-1]))

@@ -8,6 +8,7 @@ Endian first and take the same walk.
 - `walk`: the pass over a data set; `reading`: an instance out of it, `received`; `writing`: the way back.
 """
 
+from .parts import spans
 from .reading import read, read_part10
 from .received import INVALID_UID, ODD, OVERLONG, Part10, PixelElement, Received
 from .writing import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION, bulk, edited_json, to_explicit, write_meta
@@ -25,6 +26,7 @@ __all__ = [
     "edited_json",
     "read",
     "read_part10",
+    "spans",
     "to_explicit",
     "write_meta",
 ]

@@ -104,6 +104,12 @@ def parts_of(data: Buffer, i: int, end: int, kind: Kind, depth: int = 0) -> Iter
         raise truncated()
 
 
+def spans(data: bytes, start: int = 0) -> Iterator[tuple[int, int, int]]:
+    """Tag, start and end of each top-level element of a data set in Explicit VR Little Endian from `start` on, with
+    the tolerance of `read`. Raises InvalidInput."""
+    return ((part.tag, part.at, part.next) for part in parts_of(data, start, len(data), "explicit"))
+
+
 def guessed_vr(window: bytes, i: int, end: int, total: int) -> tuple[bytes, int, int]:
     """VR, start and length of a value whose VR is none: by the layout after which the next element makes sense."""
     if i + 12 > len(window) and len(window) < total:
