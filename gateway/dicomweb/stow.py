@@ -8,14 +8,15 @@ import orjson
 
 from ..domain.errors import InvalidInput
 from ..domain.model import Outcome
+from ..domain.native_model import to_xml
 from ..domain.syntaxes import OCTETS
 from ..ports import Buffer
 from ..services.store import Part
 from .exchange import Request, Response
 from .multipart import Reader
-from .params import DICOM, accepts_json, parameters_of, resource_url
+from .params import DICOM, DICOM_XML, choose_model, parameters_of, resource_url
 from .problems import HttpProblem
-from .qido import COMMON, JSON, not_json
+from .qido import COMMON
 
 _TAKEN: Final = frozenset({DICOM, OCTETS, ""})
 """Media types of parts; what is in them is told by the bytes (STOW-06)."""
@@ -26,8 +27,7 @@ _MAX_COMMENT: Final = 64
 
 async def store(request: Request, study: str | None = None) -> Response:
     """Stores what the body holds, and says of each instance what became of it (STOW-10..13, STOW-18)."""
-    if not accepts_json(request.accepts):
-        raise not_json()  # before anything is stored (STOW-19)
+    model = choose_model(request.accepts)  # before anything is stored (STOW-19)
     parts = _parts(request)
     outcomes = await request.services.store.receive(
         request.datastore, parts, study_uid=study, principal=request.principal
@@ -37,10 +37,11 @@ async def store(request: Request, study: str | None = None) -> Response:
     root = request.root
     studies = {outcome.study_uid for outcome in outcomes if outcome.failure is None}
     url = resource_url(root, studies.pop() or "") if len(studies) == 1 else None
-    headers = [JSON, *COMMON]
+    headers = [(b"content-type", model.encode()), *COMMON]
     if url is not None:
         headers.append((b"content-location", url.encode("latin-1")))
-    return Response(status_of(outcomes), headers, orjson.dumps(response_module(outcomes, root, url)))
+    module = response_module(outcomes, root, url)
+    return Response(status_of(outcomes), headers, to_xml(module) if model == DICOM_XML else orjson.dumps(module))
 
 
 def _parts(request: Request) -> AsyncIterator[Part | Buffer]:
@@ -97,7 +98,7 @@ def status_of(outcomes: Sequence[Outcome]) -> int:
 
 
 def response_module(outcomes: Sequence[Outcome], root: str, study_url: str | None) -> dict[str, Any]:
-    """The Store Instances Response Module in DICOM JSON (PS3.18 I.1, STOW-12, STOW-13).
+    """The Store Instances Response Module in DICOM JSON (PS3.18 I.1, STOW-12, STOW-13, STOW-23).
 
     `root` ends before `/studies`; `study_url` is None when the instances are of several studies. A failed item says
     in Error Comment (0000,0902) what is wrong, as peers do.

@@ -1,5 +1,7 @@
 """WADO-RS: instances, metadata, frames and bulk data (PS3.18 §10.4, WADO-01..11, BULK-01..03)."""
 
+import asyncio
+import json
 import re
 import zlib
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
@@ -8,6 +10,7 @@ from typing import Final
 
 from ..domain.errors import InvalidInput, NotAcceptable, NotFound
 from ..domain.model import Entry, Selected
+from ..domain.native_model import to_xml
 from ..domain.pixels import DOUBLE_FLOAT_PIXEL_DATA, FLOAT_PIXEL_DATA, PIXEL_DATA
 from ..domain.syntaxes import EXPLICIT_LE, OCTETS, TABLE
 from ..services.retrieve import Opened, Wanted, frame_indexes
@@ -15,10 +18,11 @@ from .exchange import Request, Response
 from .multipart import boundary_for, closing, content_type, part_head
 from .params import (
     DICOM,
+    DICOM_XML,
     Form,
-    accepts_json,
     bulk_forms,
     choose,
+    choose_model,
     frame_forms,
     frame_numbers,
     instance_forms,
@@ -27,7 +31,7 @@ from .params import (
     selection,
 )
 from .problems import HttpProblem
-from .qido import JSON, not_json
+from .qido import JSON, xml_response
 
 COMMON: Final = [(b"vary", b"Accept, Accept-Encoding, Origin"), (b"cache-control", b"private, no-cache")]
 _BYTES: Final = (b"accept-ranges", b"bytes")
@@ -36,6 +40,7 @@ _PIXELS: Final = frozenset(f"{tag:08X}" for tag in (PIXEL_DATA, FLOAT_PIXEL_DATA
 _DOCUMENT: Final = "00420011"
 _GATHERED_BYTES: Final = 64 << 20
 """Up to which frames are put together before they are sent, so that their length is known and ranges are served."""
+_DOCUMENTS_AT_ONCE: Final = 16
 _LARGE_BYTES: Final = 256 << 10
 """From which on a piece is sent by itself."""
 _WITHOUT_PIXELS: Final = (EXPLICIT_LE, *(row.uid for row in TABLE if row.encapsulated))
@@ -43,21 +48,38 @@ _WITHOUT_PIXELS: Final = (EXPLICIT_LE, *(row.uid for row in TABLE if row.encapsu
 
 
 async def metadata(request: Request, study: str, series: str | None = None, sop: str | None = None) -> Response:
-    """DICOM JSON of a study, series or instance, ready as stored: joined, not parsed (WADO-04, CACHE-01)."""
+    """DICOM JSON of a study, series or instance, ready as stored: joined, not parsed (WADO-04, CACHE-01).
+
+    As XML, one document an instance, made while they are sent (XML-01, XML-02).
+    """
     selected = await select(request, study, series, sop)
-    if not accepts_json(request.accepts):
-        raise not_json()
+    xml = choose_model(request.accepts) == DICOM_XML
     root = request.root
-    gzip = request.wants_gzip
+    gzip = request.wants_gzip and not xml
     # The bulk data URIs hold the root, so it is a part of the representation.
-    etag = f'"{selected.etag}-{zlib.crc32(root.encode()):08x}{"-gzip" if gzip else ""}"'
-    headers = [JSON, *COMMON, (b"etag", etag.encode())]
+    etag = f'"{selected.etag}-{zlib.crc32(root.encode()):08x}{"-xml" if xml else "-gzip" if gzip else ""}"'
+    headers = [*COMMON, (b"etag", etag.encode())]
     if request.unchanged(etag):
         return Response(304, headers)
+    if xml:
+        return await xml_response(headers, boundary_for(etag), _documents(request, selected))
+    headers.append(JSON)
     document = await request.services.retrieve.metadata(selected, root, gzip=gzip)
     if document.gzip:
         headers.append((b"content-encoding", b"gzip"))
     return Response(200, headers, document.body)
+
+
+async def _documents(request: Request, selected: Selected) -> AsyncGenerator[tuple[str, bytes]]:
+    """The location and the XML of each instance's metadata, some of which are read at once."""
+    retrieve, root = request.services.retrieve, request.root
+    for start in range(0, len(selected.entries), _DOCUMENTS_AT_ONCE):
+        some = Selected(selected.entries[start : start + _DOCUMENTS_AT_ONCE], selected.etag)
+        document = await retrieve.metadata(some, root, gzip=False)
+        # Numbers stay the text that they are: a float has other digits.
+        read = await asyncio.to_thread(json.loads, document.body, parse_float=str, parse_int=str)
+        for entry, instance in zip(some.entries, read, strict=True):
+            yield f"{location_of(root, entry)}/metadata", to_xml(instance)
 
 
 async def instances(request: Request, study: str, series: str | None = None, sop: str | None = None) -> Response:

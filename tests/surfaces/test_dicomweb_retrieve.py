@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 from gateway.dicomweb.exchange import Request
 from gateway.domain.errors import Corrupt, NotAcceptable
 from gateway.domain.model import Frame
+from gateway.domain.native_model import from_xml
 from gateway.domain.pixels import PixelFormat
 from gateway.domain.syntaxes import EXPLICIT_LE, HTJ2K_LOSSLESS_RPCL, JPEG_2000_LOSSLESS, JPEG_BASELINE
 from gateway.http.server import serve
@@ -95,6 +96,30 @@ def test_metadata_goes_out_compressed_and_is_not_sent_twice() -> None:
         assert (again.status_code, again.content) == (304, b"")
         assert again.headers["etag"] == plain.headers["etag"]
     assert on.get(INSTANCE + "/metadata", If_None_Match=packed.headers["etag"]).status_code == 200
+
+
+def test_metadata_as_xml() -> None:
+    data_sets = [made(number, WindowCenter="1.50") for number in range(1, 20)]
+    data_sets[0].add_new(0x00990010, "LO", "ACME")
+    data_sets[0].add_new(0x00991001, "LO", "private")
+    on = surface(data_sets)
+    accept = 'multipart/related; type="application/dicom+xml"'
+    answer = on.get(SERIES + "/metadata", accept)
+    assert answer.headers["content-type"].startswith(f"{accept}; boundary=")
+    documents = on.get(SERIES + "/metadata").json()
+    parts = split(answer)
+    assert len(parts) == len(documents) == 19
+    for (head, body), expected in zip(parts, documents, strict=True):
+        assert head["Content-Type"] == "application/dicom+xml"
+        assert head["Content-Location"].endswith(f"/{expected['00080018']['Value'][0]}/metadata")
+        read = from_xml(body)
+        assert read.keys() == expected.keys()
+        assert read["00281050"] == {"vr": "DS", "Value": ["1.5"]}  # as the stored JSON has it
+        assert read["7FE00010"] == expected["7FE00010"]
+    assert b'tag="00990001" vr="LO" privateCreator="ACME"' in parts[0][1]
+    assert on.get(SERIES + "/metadata", accept, If_None_Match=answer.headers["etag"]).status_code == 304
+    assert on.get(SERIES + "/metadata", If_None_Match=answer.headers["etag"]).status_code == 200
+    assert on.ask("HEAD", SERIES + "/metadata", headers={"Accept": accept}).status_code == 200
 
 
 def test_the_public_url_is_what_payloads_name() -> None:
