@@ -12,15 +12,17 @@ from ..domain.native_model import to_xml
 from ..domain.syntaxes import OCTETS
 from ..ports import Buffer
 from ..services.store import Part
+from .apart import Apart
 from .exchange import Request, Response
 from .multipart import Reader
-from .params import DICOM, DICOM_XML, choose_model, parameters_of, resource_url
+from .params import DICOM, DICOM_JSON, DICOM_XML, choose_model, parameters_of, resource_url
 from .problems import HttpProblem
 from .qido import COMMON
 
 _TAKEN: Final = frozenset({DICOM, OCTETS, ""})
 """Media types of parts; what is in them is told by the bytes (STOW-06)."""
-_ACCEPTED: Final = f'multipart/related; type="{DICOM}", {DICOM}'
+_METADATA: Final = (DICOM_JSON, DICOM_XML)
+_ACCEPTED: Final = f'{DICOM}, ' + ", ".join(f'multipart/related; type="{kind}"' for kind in (DICOM, *_METADATA))
 _MAX_COMMENT: Final = 64
 """Characters of LO."""
 
@@ -53,12 +55,13 @@ def _parts(request: Request) -> AsyncIterator[Part | Buffer]:
     root_type = parameters_of(parameters.get("type", DICOM))[0]
     if kind == DICOM:
         return _single(request)
-    if kind != "multipart/related" or root_type not in (DICOM, OCTETS):
+    if kind != "multipart/related" or root_type not in (DICOM, OCTETS, *_METADATA):
         raise HttpProblem(415, f"Send {_ACCEPTED}.", {b"accept": _ACCEPTED.encode()})
     boundary = parameters.get("boundary", "")
     if not boundary:
         raise InvalidInput("The Content-Type names no boundary.")
-    return _several(request, Reader(boundary.encode("latin-1")))
+    reader = Reader(boundary.encode("latin-1"))
+    return _apart(request, reader) if root_type in _METADATA else _several(request, reader)
 
 
 async def _single(request: Request) -> AsyncIterator[Part | Buffer]:
@@ -88,6 +91,30 @@ async def _several(request: Request, reader: Reader) -> AsyncIterator[Part | Buf
     if empty:
         raise InvalidInput("The body is empty.")
     reader.close()
+
+
+async def _apart(request: Request, reader: Reader) -> AsyncIterator[Part | Buffer]:
+    """Metadata and bulk data, put together when all is there; instances among them as they come (STOW-03, STOW-04)."""
+    number = 0
+    with Apart(f"{request.root}/studies") as apart:
+        collecting = False
+        async for chunk in request.body():
+            for event in reader.feed(chunk):
+                if isinstance(event, Mapping):
+                    number += 1
+                    kind, parameters = parameters_of(event.get("content-type", ""))
+                    collecting = kind != DICOM
+                    if collecting:
+                        apart.begin(f"part {number}", kind, parameters, event.get("content-location"))
+                    else:
+                        yield Part(f"part {number}")
+                elif collecting:
+                    await apart.write(event)
+                else:
+                    yield event
+        reader.close()
+        async for piece in apart.instances():
+            yield piece
 
 
 def status_of(outcomes: Sequence[Outcome]) -> int:

@@ -136,7 +136,7 @@ def test_warnings_and_conflicts() -> None:
         (b"x", "multipart/related; type=application/dicom", 400),
         (b"{}", "application/json", 415),
         (b"{}", "application/dicom+json", 415),
-        (b"x", 'multipart/related; type="application/dicom+xml"; boundary=fence', 415),
+        (b"x", 'multipart/related; type="application/dicom+xml"; boundary=fence', 400),
         (b"x", "multipart/form-data; boundary=fence", 415),
         (b"x", "", 415),
         (b"x", ";;=\"", 415),

@@ -1,0 +1,258 @@
+"""STOW-RS of metadata and bulk data apart, over the fakes (STOW-03..05, PS3.18 §10.5.1.4)."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
+
+from conformance.reading import differences
+from conformance.samples import Samples
+from gateway.dicomweb import apart
+from gateway.domain.native_model import to_xml
+from tests.surfaces.fakes import Surface, made, part10, surface
+
+JSON, XML = "application/dicom+json", "application/dicom+xml"
+OCTETS = "application/octet-stream"
+SAMPLES = Samples()
+NATIVE = [sample.name for sample in SAMPLES if sample.syntax == "1.2.840.10008.1.2.1" and sample.name != "odd values"]
+Part = tuple[Mapping[str, str], bytes]
+
+
+def send(on: Surface, parts: Sequence[Part], kind: str, url: str = "/dicomweb/studies") -> Any:
+    body = b""
+    for headers, payload in parts:
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        body += f"\r\n--fence\r\n{lines}\r\n".encode() + payload
+    content_type = f'multipart/related; type="{kind}"; boundary=fence'
+    return on.ask("POST", url, content=body + b"\r\n--fence--", headers={"Content-Type": content_type})
+
+
+def metadata(kind: str, document: Mapping[str, Any]) -> Part:
+    body = json.dumps([document]).encode() if kind == JSON else to_xml(document)
+    return {"Content-Type": kind}, body
+
+
+def bulk(location: str, payload: bytes, kind: str = OCTETS) -> Part:
+    return {"Content-Type": kind, "Content-Location": location}, payload
+
+
+def deaf_surface() -> Surface:
+    """One whose backend does not look at what is stored: the one of the fakes does not decode all."""
+    on = surface()
+    on.backend.add = lambda data_set, image_set=None: None  # type: ignore[method-assign,assignment,return-value]
+    return on
+
+
+def stored(on: Surface) -> list[Dataset]:
+    return [pydicom.dcmread(io.BytesIO(bytes(sink.data))) for sink in on.staging.closed if sink is not None]
+
+
+def described(data_set: Dataset, uri: str = "bulk/pixels", but: Sequence[str] = ()) -> dict[str, Any]:
+    document = data_set.to_json_dict()
+    document["7FE00010"] = {"vr": "OB", "BulkDataURI": uri}
+    return {tag: element for tag, element in document.items() if tag not in but}
+
+
+@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("kind", [JSON, XML])
+def test_what_arrives_apart_is_what_arrives_whole(kind: str, name: str) -> None:
+    source = SAMPLES[name].data
+    values: dict[str, bytes] = {}
+
+    def place(element: pydicom.DataElement) -> str:
+        uri = f"bulk/{len(values)}"
+        values[uri] = element.value if isinstance(element.value, bytes) else bytes(element.value)
+        return uri
+
+    document = source.to_json_dict(bulk_data_threshold=64, bulk_data_element_handler=place)
+    on = surface()
+    answer = send(on, [metadata(kind, document), *(bulk(*one) for one in values.items())], kind)
+    assert answer.status_code == 200, answer.text
+    (back,) = stored(on)
+    assert not list(differences(source, back))
+    for pixels in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
+        assert back.get(pixels) == source.get(pixels)
+    assert [*back.keys()] == sorted(back.keys())
+
+
+def test_several_data_sets_and_an_instance_among_them() -> None:
+    sources = [made(number) for number in (1, 2, 3)]
+    documents = [described(source, f"http://elsewhere/{n}") for n, source in enumerate(sources[:2])]
+    parts = [
+        ({"Content-Type": JSON}, json.dumps(documents).encode()),
+        ({"Content-Type": "application/dicom"}, part10(sources[2])),
+        bulk("http://elsewhere/1", sources[1].PixelData),
+        bulk("http://elsewhere/0", sources[0].PixelData, f"{OCTETS}; transfer-syntax=1.2.840.10008.1.2.1"),
+    ]
+    on = surface()
+    assert send(on, parts, JSON).status_code == 200
+    assert {one.SOPInstanceUID: one.PixelData for one in stored(on)} == {
+        one.SOPInstanceUID: one.PixelData for one in sources
+    }
+
+
+@pytest.mark.parametrize("uri", ["bulk", "{}/frames/"])
+def test_frames_in_parts_of_their_own(uri: str) -> None:
+    source = made(1, NumberOfFrames=3)
+    frames = [source.PixelData[60 * n : 60 * n + 60] for n in range(3)]
+    places = [uri.replace("{}", "bulk") + (str(n) if uri != "bulk" else "") for n in (1, 2, 3)]
+    on = surface()
+    parts = [metadata(JSON, described(source, "bulk"))]
+    parts += [bulk(place, frame) for place, frame in zip(places, frames, strict=True)]
+    assert send(on, parts, JSON).status_code == 200
+    assert stored(on)[0].PixelData == source.PixelData
+
+
+def ramp(shape: Sequence[int], kind: str = "uint8") -> Any:
+    return (np.arange(np.prod(shape)).reshape(shape) % 251).astype(kind)
+
+
+CODED = {
+    "jpeg": (imagecodecs.jpeg8_encode(ramp((6, 5)), level=90), "image/jpeg", ".50", 1, 8, "MONOCHROME2"),
+    "jpeg colour": (
+        imagecodecs.jpeg8_encode(ramp((16, 16, 3)), level=90, subsampling="422"),
+        "image/jpeg",
+        ".50",
+        3,
+        8,
+        "YBR_FULL_422",
+    ),
+    "jpeg lossless": (imagecodecs.ljpeg_encode(ramp((6, 5))), "image/jpeg", ".57", 1, 8, "MONOCHROME2"),
+    "jpeg-ls": (imagecodecs.jpegls_encode(ramp((6, 5), "uint16")), "image/jls", ".80", 1, 16, "MONOCHROME2"),
+    "jpeg-ls lossy": (imagecodecs.jpegls_encode(ramp((6, 5)), level=2), "image/jls", ".81", 1, 8, "MONOCHROME2"),
+    "jpeg 2000": (
+        imagecodecs.jpeg2k_encode(ramp((32, 32, 3)), codecformat="j2k", reversible=True, mct=True),
+        "image/jp2",
+        ".90",
+        3,
+        8,
+        "YBR_RCT",
+    ),
+    "jpeg 2000 lossy in boxes": (
+        imagecodecs.jpeg2k_encode(ramp((32, 32)), codecformat="jp2", reversible=False, level=30),
+        "image/jp2",
+        ".91",
+        1,
+        8,
+        "MONOCHROME2",
+    ),
+    "htj2k": (imagecodecs.htj2k_encode(ramp((32, 32), "uint16")), "image/jphc", ".201", 1, 16, "MONOCHROME2"),
+}
+MODULE = [f"0028{number:04d}" for number in (2, 4, 6, 8, 10, 11, 100, 101, 102, 103)]
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_coded_images_tell_what_the_metadata_leave_out(name: str) -> None:
+    image, kind, syntax, samples, bits, photometric = CODED[name]
+    image = bytes(image)
+    on = deaf_surface()
+    answer = send(on, [metadata(JSON, described(made(1), but=MODULE)), bulk("bulk/pixels", image, kind)], JSON)
+    assert answer.status_code == 200, answer.text
+    (back,) = stored(on)
+    assert back.file_meta.TransferSyntaxUID == f"1.2.840.10008.1.2.4{syntax}"
+    assert (back.SamplesPerPixel, back.BitsStored, back.PhotometricInterpretation) == (samples, bits, photometric)
+    assert ("PlanarConfiguration" in back) == (samples > 1)
+    is_lossy = syntax in (".50", ".81", ".91")
+    assert back.get("LossyImageCompression") == ("01" if is_lossy else None)
+    (frame,) = generate_frames(back.PixelData, number_of_frames=1)
+    assert frame.rstrip(b"\0") == image.rstrip(b"\0"), "unchanged"
+
+
+def test_what_metadata_say_goes_before_what_an_image_says() -> None:
+    image = bytes(CODED["jpeg"][0])
+    document = described(made(1, BitsAllocated=8, BitsStored=8, HighBit=7, NumberOfFrames=2), but=["00280010"])
+    document["00280004"]["Value"] = ["MONOCHROME1"]
+    kind = "image/jpeg; transfer-syntax=1.2.840.10008.1.2.4.50"
+    on = surface()
+    parts = [bulk("bulk/pixels", image, kind)] * 2
+    assert send(on, [metadata(XML, document), *parts], XML).status_code == 200
+    (back,) = stored(on)
+    assert (back.Rows, back.PhotometricInterpretation, back.NumberOfFrames) == (6, "MONOCHROME1", 2)
+    assert len(list(generate_frames(back.PixelData, number_of_frames=2))) == 2
+
+
+PIXELS = bulk("bulk/pixels", bytes(60))
+
+
+@pytest.mark.parametrize(
+    ("document", "parts", "said"),
+    [
+        (described(made(1)), [], "A BulkDataURI names no part"),
+        (described(made(1)), [bulk("bulk/other", b"1234")], "A BulkDataURI names no part"),
+        (described(made(1)), [bulk("bulk/pixels", b"x", "image/png")], "media type of Pixel Data"),
+        (described(made(1), but=MODULE), [bulk("bulk/pixels", b"x", "image/jpeg")], "no JPEG"),
+        (described(made(1), but=MODULE), [bulk("bulk/pixels", b"\xff\xd8\xff\xe0", "image/jpeg")], "too early"),
+        (described(made(1)), [bulk("bulk/pixels", b"x", "image/jpeg; transfer-syntax=1.2.840.10008.1.2.5")], "syntax"),
+        (described(made(1)), [PIXELS, bulk("bulk/pixels", b"x", "image/jpeg")], "several media types"),
+        ({**described(made(1)), "00080018": {"vr": "UI"}}, [PIXELS], "SOPInstanceUID does not exist"),
+        ({**described(made(1)), "00280010": {"vr": "US", "Value": [-1]}}, [PIXELS], "(0028,0010): a value"),
+        ({**described(made(1)), "00280010": {"vr": "US", "Value": "x"}}, [PIXELS], "(0028,0010): Value is an array"),
+        ({**described(made(1)), "00280010": {"vr": "XX", "Value": [1]}}, [PIXELS], "(0028,0010): there is no VR"),
+        ({**described(made(1)), "00280010": 5}, [PIXELS], "(0028,0010): an attribute"),
+        ({**described(made(1)), "00081140": {"vr": "SQ", "Value": [5]}}, [PIXELS], "(0008,1140): an item"),
+        ({**described(made(1)), "00420011": {"vr": "OB", "InlineBinary": "?"}}, [PIXELS], "(0042,0011): Inline"),
+        ({**described(made(1)), "PatientName": {"vr": "PN"}}, [PIXELS], "8 hexadecimal digits"),
+    ],
+)
+def test_a_data_set_that_cannot_be_stored(document: dict[str, Any], parts: list[Part], said: str) -> None:
+    on = surface()
+    answer = send(on, [metadata(JSON, document), *parts], JSON)
+    assert answer.status_code == 409, answer.text
+    module = answer.json()
+    failed = module.get("00081198", module.get("0008119A"))["Value"]
+    assert said[:40] in failed[0]["00000902"]["Value"][0]
+    if said != "SOPInstanceUID does not exist":
+        assert failed[0]["00081155"]["Value"] == ["1.2.3.4.1"]
+    assert not stored(on)
+
+
+def test_the_others_are_stored() -> None:
+    good, bad = described(made(1)), {**described(made(2)), "00280010": 5}
+    xml = b"<NativeDicomModel>"
+    parts = [({"Content-Type": JSON}, json.dumps([bad, good]).encode()), ({"Content-Type": XML}, xml), PIXELS,
+             bulk("bulk/lonely", b"1")]
+    on = surface()
+    answer = send(on, parts, JSON)
+    assert answer.status_code == 202
+    module = answer.json()
+    assert [one["00081155"]["Value"] for one in module["00081199"]["Value"]] == [["1.2.3.4.1"]]
+    assert [one["00081155"]["Value"] for one in module["00081198"]["Value"]] == [["1.2.3.4.2"]]
+    told = [one["00000902"]["Value"][0] for one in module["0008119A"]["Value"]]
+    assert told[0].startswith("part 2: The XML is not well-formed")
+    assert told[1].startswith("part 4: No BulkDataURI names")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [({"Content-Type": JSON}, b"[{]")],
+        [({"Content-Type": JSON}, b"[" * 100_000)],
+        [({"Content-Type": JSON}, b"[1]")],
+        [metadata(JSON, described(made(1))), ({"Content-Type": OCTETS}, b"1234")],
+        [metadata(JSON, described(made(1))), bulk("http://[", b"1234")],
+        [],
+    ],
+)
+def test_a_body_that_cannot_be_read(parts: list[Part]) -> None:
+    on = surface()
+    answer = send(on, parts, JSON)
+    assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
+    assert not stored(on)
+
+
+def test_metadata_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart, "MAX_METADATA_BYTES", 100)
+    assert send(surface(), [metadata(JSON, described(made(1)))], JSON).status_code == 413
+
+
+def test_another_study() -> None:
+    answer = send(surface(), [metadata(JSON, described(made(1))), PIXELS], JSON, "/dicomweb/studies/9.9")
+    assert answer.status_code == 409
+    assert answer.json()["00081198"]["Value"][0]["00081197"]["Value"] == [0xA901]
