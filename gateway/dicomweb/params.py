@@ -3,6 +3,8 @@
     parse_accept(text)      an Accept list as media ranges
     choose(...)             which form of one instance's bytes to send, or None: 406
     choose_picture(...)     which form of a rendered resource to send, or None: 406
+    choose_first(...)       which of some media types
+    archive_of(...)         whether an archive is wanted
     choose_model(...)       whether data sets are to be JSON or XML
     Query                   the query string, decoded once
 """
@@ -23,6 +25,7 @@ from ..domain.syntaxes import ALIASES, EXPLICIT_LE, OCTETS, by_media_type, media
 DICOM: Final = "application/dicom"
 DICOM_JSON: Final = "application/dicom+json"
 DICOM_XML: Final = "application/dicom+xml"
+ZIP: Final = "application/zip"
 ANY: Final = "*/*"
 
 _MAX_PARAMETERS: Final = 1000
@@ -329,6 +332,28 @@ def choose_model(accepts: Accepts) -> str:
         if chosen:
             return chosen
     raise NotAcceptable(f'This resource can be had as {DICOM_JSON} or multipart/related; type="{DICOM_XML}".')
+
+
+def choose_first(accepts: Accepts, types: Sequence[str]) -> str:
+    """The type of a whole body that is accepted most, the first among equals. Raises NotAcceptable."""
+    form = choose_picture(accepts, types)
+    if form is None:
+        raise NotAcceptable(f"This resource can be had as {' or '.join(types)}.")
+    return form.media_type
+
+
+def archive_of(accepts: Accepts) -> Accepts | None:
+    """Where an archive is wanted more than parts, what is accepted for the files in it; else None (NEG-16)."""
+    for ranges in _lists(accepts):
+        archives = [r for r in ranges if r.type == ZIP and r.q]
+        if not archives:
+            continue
+        best = max(archives, key=lambda r: r.q)
+        if best.q <= max((r.q for r in ranges if r.type in (DICOM, "application/*", ANY)), default=0.0):
+            return None
+        files = [f"{DICOM}; transfer-syntax={uid}" for uid in best.syntaxes] or [DICOM]
+        return Accepts(None, ", ".join(f"{name}; q={1 - place / 100}" for place, name in enumerate(files[:50])))
+    return None
 
 
 # --- query -----------------------------------------------------------------------------------------------------------

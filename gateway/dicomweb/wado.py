@@ -1,8 +1,11 @@
 """WADO-RS: instances, metadata, frames and bulk data (PS3.18 §10.4, WADO-01..11, BULK-01..03)."""
 
 import asyncio
+import hashlib
+import io
 import json
 import re
+import zipfile
 import zlib
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
@@ -13,13 +16,17 @@ from ..domain.model import Entry, Selected
 from ..domain.native_model import to_xml
 from ..domain.pixels import DOUBLE_FLOAT_PIXEL_DATA, FLOAT_PIXEL_DATA, PIXEL_DATA
 from ..domain.syntaxes import EXPLICIT_LE, OCTETS, TABLE
+from ..ports import Buffer
 from ..services.retrieve import Opened, Wanted, frame_indexes
 from .exchange import Request, Response
 from .multipart import boundary_for, closing, content_type, part_head
 from .params import (
     DICOM,
     DICOM_XML,
+    ZIP,
+    Accepts,
     Form,
+    archive_of,
     bulk_forms,
     choose,
     choose_model,
@@ -41,6 +48,8 @@ _DOCUMENT: Final = "00420011"
 _GATHERED_BYTES: Final = 64 << 20
 """Up to which frames are put together before they are sent, so that their length is known and ranges are served."""
 _DOCUMENTS_AT_ONCE: Final = 16
+_ZIP_SMALL: Final = (2 << 30) - (1 << 20)
+"""Bytes of a file up to which an archive can be read by programs that do not know ZIP64."""
 _LARGE_BYTES: Final = 256 << 10
 """From which on a piece is sent by itself."""
 _WITHOUT_PIXELS: Final = (EXPLICIT_LE, *(row.uid for row in TABLE if row.encapsulated))
@@ -83,28 +92,18 @@ async def _documents(request: Request, selected: Selected) -> AsyncGenerator[tup
 
 
 async def instances(request: Request, study: str, series: str | None = None, sop: str | None = None) -> Response:
-    """Part 10 files of a study, series or instance, each in the transfer syntax chosen for it (NEG-14, WADO-02)."""
-    retrieve = request.services.retrieve
+    """Part 10 files of a study, series or instance, each in the transfer syntax chosen for it (NEG-14, WADO-02); in an
+    archive for who asks for one (NEG-16)."""
     selected = await select(request, study, series, sop)
-    multipart = sop is None
-    wanted: list[Wanted] = []
-    accepts = request.accepts
-    chosen: dict[tuple[str, ...], Form | None] = {}  # most series have one kind of instances
-    for entry in selected.entries:
-        has_pixels = entry.stored_syntax is not None
-        offers = retrieve.offers(entry) if has_pixels else _WITHOUT_PIXELS
-        forms = instance_forms(offers)
-        if offers not in chosen:
-            chosen[offers] = choose(accepts, forms)
-        form = chosen[offers]
-        if form is None:
-            raise _not_acceptable("The instance" if sop else "An instance of it", forms if has_pixels else forms[:1])
-        multipart = multipart or form.multipart
-        if has_pixels:
-            or_stored = form.syntax != offers[0] and choose(accepts, instance_forms(offers[:1])) is not None
-            wanted.append(Wanted(entry, form.syntax, or_stored))
-        else:
-            wanted.append(Wanted(entry, EXPLICIT_LE))
+    if (accepts := archive_of(request.accepts)) is not None:
+        return await _archive(request, selected, accepts, sop or series or study)
+    return await files(request, selected, request.accepts, multipart=sop is None)
+
+
+async def files(request: Request, selected: Selected, accepts: Accepts, *, multipart: bool) -> Response:
+    """Part 10 files as parts; of one instance also without parts, where `multipart` need not be."""
+    wanted, multipart = _wanted(request, selected, accepts, multipart)
+    retrieve = request.services.retrieve
     fingerprint = zlib.crc32("".join(each.syntax for each in wanted).encode())
     etag = f'"{selected.etag}-{fingerprint:08x}{"-multipart" if multipart else ""}"'
     headers = [*COMMON, (b"etag", etag.encode())]
@@ -112,8 +111,8 @@ async def instances(request: Request, study: str, series: str | None = None, sop
         return Response(304, headers)
     root = request.root
     measured = await retrieve.measured(wanted) if len(wanted) > 1 else None
-    files = retrieve.instances(measured or wanted)
-    batch = await anext(files)  # what fails here still gets its status
+    opened = retrieve.instances(measured or wanted)
+    batch = await anext(opened)  # what fails here still gets its status
     first = batch[0]
     if not multipart:
         headers += [
@@ -127,7 +126,97 @@ async def instances(request: Request, study: str, series: str | None = None, sop
         head = _instance_head(root, boundary, wanted[0].entry, first.syntax, first.length, 0)
         return _streamed(headers, head, first, closing(boundary))
     length = None if measured is None else _measured_length(root, boundary, measured)
-    return Response(200, headers, _instance_parts(root, boundary, wanted, batch, files), length)
+    return Response(200, headers, _instance_parts(root, boundary, wanted, batch, opened), length)
+
+
+def _wanted(
+    request: Request, selected: Selected, accepts: Accepts, multipart: bool
+) -> tuple[list[Wanted], bool]:
+    """The transfer syntax chosen for each instance, and whether parts are. Raises NotAcceptable."""
+    retrieve = request.services.retrieve
+    wanted: list[Wanted] = []
+    chosen: dict[tuple[str, ...], Form | None] = {}  # most series have one kind of instances
+    for entry in selected.entries:
+        has_pixels = entry.stored_syntax is not None
+        offers = retrieve.offers(entry) if has_pixels else _WITHOUT_PIXELS
+        forms = instance_forms(offers)
+        if offers not in chosen:
+            chosen[offers] = choose(accepts, forms)
+        form = chosen[offers]
+        if form is None:
+            what = "The instance" if len(selected.entries) == 1 else "An instance of it"
+            raise _not_acceptable(what, forms if has_pixels else forms[:1])
+        multipart = multipart or form.multipart
+        if has_pixels:
+            or_stored = form.syntax != offers[0] and choose(accepts, instance_forms(offers[:1])) is not None
+            wanted.append(Wanted(entry, form.syntax, or_stored))
+        else:
+            wanted.append(Wanted(entry, EXPLICIT_LE))
+    return wanted, multipart
+
+
+async def _archive(request: Request, selected: Selected, accepts: Accepts, uid: str) -> Response:
+    """A ZIP archive of Part 10 files, named by their UIDs: the same bytes each time."""
+    wanted, _ = _wanted(request, selected, accepts, False)
+    fingerprint = zlib.crc32("".join(each.syntax for each in wanted).encode())
+    etag = f'"{selected.etag}-{fingerprint:08x}-zip"'
+    headers = [*COMMON, (b"etag", etag.encode())]
+    if request.unchanged(etag):
+        return Response(304, headers)
+    named = f'attachment; filename="{_file_name(uid)}.zip"'
+    headers += [(b"content-type", ZIP.encode()), (b"content-disposition", named.encode())]
+    opened = request.services.retrieve.instances(wanted)
+    batch = await anext(opened)  # what fails here still gets its status
+    return Response(200, headers, _archived(wanted, batch, opened))
+
+
+async def _archived(
+    wanted: Sequence[Wanted], first: Sequence[Opened], others: AsyncGenerator[Sequence[Opened]]
+) -> AsyncGenerator[bytes]:
+    """Stored, not deflated: frames are compressed, or would be in their transfer syntax."""
+    out = _Pieces()
+    entries = iter(wanted)
+    async with aclosing(others):
+        with zipfile.ZipFile(out, "w") as archive:
+            batch: Sequence[Opened] | None = first
+            while batch is not None:
+                for file in batch:
+                    entry = next(entries).entry
+                    name = f"{_file_name(entry.series_uid)}/{_file_name(entry.sop_uid)}.dcm"
+                    large = file.length is None or file.length > _ZIP_SMALL
+                    with archive.open(zipfile.ZipInfo(name), "w", force_zip64=large) as member:
+                        for piece in file.start:
+                            member.write(piece)
+                        yield out.taken()
+                        if file.rest is not None:
+                            async for piece in file.rest:
+                                member.write(piece)
+                                yield out.taken()
+                batch = await anext(others, None)
+        yield out.taken()
+
+
+class _Pieces(io.RawIOBase):
+    """What an archive has been written to since it was taken from last. It cannot seek: sizes follow the files."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Buffer) -> int:  # type: ignore[override]
+        self._pieces.append(bytes(data))
+        return len(data)
+
+    def taken(self) -> bytes:
+        pieces, self._pieces = self._pieces, []
+        return b"".join(pieces)
+
+
+def _file_name(uid: str) -> str:
+    """What was received as a UID and is none may hold anything, also a path."""
+    return uid if is_uid(uid) and uid.strip(".") else hashlib.sha256(uid.encode()).hexdigest()[:32]
 
 
 async def frames(request: Request, study: str, series: str, sop: str, frames: str) -> Response:

@@ -145,6 +145,8 @@ async function main() {
   out.uidOfBulk = utils.getSOPInstanceUIDFromUri(`${BulkDataURI.split("/bulkdata")[0]}/metadata`);
 
   out.wadoUri = client.buildInstanceWadoURIUrl(uids);
+  const byUri = await fetch(out.wadoUri);
+  out.byUri = { type: byUri.headers.get("content-type"), ...told(await byUri.arrayBuffer()) };
   out.hooked = hooked > 20;
   out.neverCalled = offered.filter((name) => !called.has(name));
   process.stdout.write(JSON.stringify(out));

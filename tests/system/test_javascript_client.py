@@ -107,6 +107,8 @@ def test_every_call(gateway: RunningGateway, tmp_path: Path, installed: Path) ->
         assert [one["start"][:4] for one in out[f"{name}Png"]] == ["\x89PNG"], name
     assert _sums(out["bulk"]) == _sums(out["bulkSingle"]) == _sums_of([b"".join(FRAMES)])
     assert out["uidOfBulk"] == SOPS[0]
+    assert out["byUri"]["type"] == "application/dicom; transfer-syntax=1.2.840.10008.1.2.4.202"
+    assert out["byUri"]["length"] > 132
     assert out["wadoUri"].startswith(f"{base}?requestType=WADO&studyUID={STUDY}&")
 
 
