@@ -13,6 +13,7 @@ from ..domain.errors import InvalidInput, TooLarge
 from ..domain.ids import DatastoreId
 from ..domain.model import ConflictEntry, Page, PageRequest
 from ..domain.query import DicomQuery, SearchAnswer
+from ..services.removal import Removal
 from ..services.render import Render
 from ..services.retrieve import Retrieve
 from ..services.store import Store
@@ -44,6 +45,7 @@ class DicomwebServices:
     store: Store
     search: Search
     intake: Conflicts
+    removal: Removal
     public_url: str | None = None
     """Scheme, host and any prefix under which clients reach the gateway; None: as each request says."""
     empty_qido_status: int = 200

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from ..domain.errors import GatewayError
 from ..domain.query import Level
 from ..domain.syntaxes import OCTETS, TABLE
-from . import problems, qido, rendered, stow, uri, wado
+from . import problems, qido, removal, rendered, stow, uri, wado
 from .capabilities import (
     ACCEPT,
     CONFLICTS,
@@ -67,6 +67,14 @@ def _read(handler: Handler, meaning: str, gives: tuple[str, ...]) -> Mapping[str
     return {"GET": Route(handler, Operation(meaning, gives, _READ))}
 
 
+def _delete(what: str) -> Mapping[str, Route]:
+    return {"DELETE": Route(removal.delete, Operation(f"Deletes {what}, for the time being.", (), (PLACE[0],)))}
+
+
+def _undelete(what: str) -> Mapping[str, Route]:
+    return {"POST": Route(removal.undelete, Operation(f"Puts {what} that was deleted back.", ()))}
+
+
 def _store(where: str) -> Mapping[str, Route]:
     told = Operation(f"Stores instances{where}.", (DICOM_JSON, DICOM_XML), (ACCEPT,), _BODIES)
     return {"POST": Route(stow.store, told)}
@@ -109,11 +117,15 @@ ROUTES: Final[Mapping[str, Mapping[str, Route]]] = {
     "/studies/{study}/instances": _search(qido.instances, "instances of a study", Level.INSTANCE),
     _SERIES + "/instances": _search(qido.instances, "instances of a series", Level.INSTANCE),
     # retrieve (PS3.18 T10.4.1-1..3)
-    "/studies/{study}": {**_read(wado.instances, "The instances of a study.", _FILES), **_store(" of one study")},
+    "/studies/{study}": {
+        **_read(wado.instances, "The instances of a study.", _FILES),
+        **_store(" of one study"),
+        **_delete("a study"),
+    },
     "/studies/{study}/metadata": _read(wado.metadata, "The metadata of a study.", _MODELS),
-    _SERIES: _read(wado.instances, "The instances of a series.", _FILES),
+    _SERIES: {**_read(wado.instances, "The instances of a series.", _FILES), **_delete("a series")},
     _SERIES + "/metadata": _read(wado.metadata, "The metadata of a series.", _MODELS),
-    _INSTANCE: _read(wado.instances, "An instance.", _FILES),
+    _INSTANCE: {**_read(wado.instances, "An instance.", _FILES), **_delete("an instance")},
     _INSTANCE + "/metadata": _read(wado.metadata, "The metadata of an instance.", _MODELS),
     _FRAMES: _read(wado.frames, "Frames, numbered from 1, with commas between the numbers.", _FRAME_KINDS),
     _INSTANCE + "/bulkdata/{path}": _read(wado.bulk, "The value that a BulkDataURI names.", _BULK_KINDS),
@@ -123,6 +135,9 @@ ROUTES: Final[Mapping[str, Mapping[str, Route]]] = {
     **_pictures("an instance", _INSTANCE),
     **_pictures("frames", _FRAMES),
     # beyond the standard
+    "/studies/{study}/undelete": _undelete("a study"),
+    _SERIES + "/undelete": _undelete("a series"),
+    _INSTANCE + "/undelete": _undelete("an instance"),
     "/conflicts": {
         "GET": Route(qido.conflicts, Operation("What landed beside its primary image set.", (JSON,), CONFLICTS))
     },

@@ -60,6 +60,7 @@ from gateway.domain.query import (
 )
 from gateway.domain.syntaxes import EXPLICIT_LE, HTJ2K_LOSSLESS_RPCL, JPEG_BASELINE, KEPT_AS_IS, by_uid
 from gateway.ports import Buffer
+from gateway.services.removal import Removal
 from gateway.services.render import Render
 from gateway.services.retrieve import Retrieve
 from gateway.services.store import Store
@@ -496,6 +497,7 @@ def surface(data_sets: Iterable[Dataset] = (), *, timeout_s: float = 5.0, **sett
         store=Store(staging, intake, timeout_s=timeout_s),
         search=backend,
         intake=intake,
+        removal=Removal(backend, None, None),  # type: ignore[arg-type]  the fakes have no image sets
         **settings,
     )
     return Surface(backend, staging, intake, DicomwebApp(services))
