@@ -344,6 +344,8 @@ def choose_first(accepts: Accepts, types: Sequence[str]) -> str:
 
 def archive_of(accepts: Accepts) -> Accepts | None:
     """Where an archive is wanted more than parts, what is accepted for the files in it; else None (NEG-16)."""
+    if not any(text and "zip" in text.lower() for text in accepts):  # which is nearly always
+        return None
     for ranges in _lists(accepts):
         archives = [r for r in ranges if r.type == ZIP and r.q]
         if not archives:
