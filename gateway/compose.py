@@ -282,6 +282,7 @@ def web_app(settings: Settings, backend: Backend, role: Role) -> "Asgi":
         search=Search(port, port),
         intake=port,
         removal=Removal(port, port, port),
+        decode=backend.decoder.decode,
         public_url=settings.http.public_url,
         empty_qido_status=settings.qido.empty,
     )

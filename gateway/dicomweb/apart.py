@@ -8,24 +8,28 @@ import errno
 import json
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urljoin
 
-from ..domain.coded_image import HEADER_BYTES, read_header
-from ..domain.errors import InvalidInput, OutOfStorage, TooLarge
+from ..domain.coded_image import HEADER_BYTES, picture_attributes, read_header, read_picture
+from ..domain.errors import InvalidInput, NotAcceptable, OutOfStorage, TooLarge
 from ..domain.explicit import Elsewhere, element_head, explicit
 from ..domain.header import write_meta
 from ..domain.native_model import from_xml
-from ..domain.pixels import PIXEL_DATA
+from ..domain.pixels import PIXEL_DATA, PixelFormat
 from ..domain.syntaxes import EXPLICIT_LE, IMPLICIT_LE, OCTETS, by_media_type, by_uid
 from ..ports import Buffer
+from ..services.retrieve import DecodeForeign
 from ..services.store import LARGE_WRITE, Part
 from .params import DICOM_JSON, DICOM_XML
 
 MAX_METADATA_BYTES: Final = 64 << 20
 """Of one request."""
+_PICTURE_BYTES: Final = 256 << 20
+"""Of a PNG or GIF, which are decoded whole."""
+_DECODED: Final = frozenset({"image/png", "image/gif"})
 _READ_BYTES: Final = 1 << 20
 _PIXELS: Final = f"{PIXEL_DATA:08X}"
 _NATIVE: Final = frozenset({EXPLICIT_LE, IMPLICIT_LE})
@@ -55,9 +59,13 @@ class _Metadata:
 class Apart:
     """Takes the parts of one request, then gives the instances. A context manager: it holds a file."""
 
-    def __init__(self, url: str) -> None:
-        """`url` is that of the request: what relative Content-Locations and BulkDataURIs are relative to."""
+    def __init__(self, url: str, decode: DecodeForeign) -> None:
+        """`url` is that of the request: what relative Content-Locations and BulkDataURIs are relative to.
+
+        `decode` takes the media type of a PNG or GIF in place of a transfer syntax.
+        """
         self._url = url
+        self._decode = decode
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
         self._size = 0
         self._metadata: list[_Metadata] = []
@@ -163,7 +171,9 @@ class Apart:
             meta = write_meta(sop_class or "", sop_uid or "", EXPLICIT_LE)
             return [meta, *self._placed(explicit(document, self._length))]
         syntax, derived, pixels = self._pixels(document, self._named(uri))
-        before = {**derived, **{tag: element for tag, element in document.items() if tag < _PIXELS}}
+        before = {tag: element for tag, element in document.items() if tag < _PIXELS}
+        # What is decoded here is as the image tells; of what stays as it came, the metadata may know better.
+        before = {**before, **derived} if derived and syntax == EXPLICIT_LE else {**derived, **before}
         after = {tag: element for tag, element in document.items() if tag > _PIXELS}
         return [
             write_meta(sop_class or "", sop_uid or "", syntax),
@@ -185,11 +195,13 @@ class Apart:
             words = (_first(document, "00280100") or "16") != "8"
             head = element_head(PIXEL_DATA, b"OW" if words else b"OB", length + length % 2)
             return EXPLICIT_LE, {}, [head, *parts, b"\0" * (length % 2)]
+        if kind in _DECODED:
+            return self._decoded(kind, parts)
         allowed = by_media_type(kind)
         if kind != OCTETS and not allowed:
             raise InvalidInput(
                 "The media type of Pixel Data is not taken: send application/octet-stream, image/jpeg, image/jls, "
-                "image/jp2, image/jphc, image/dicom-rle, or an instance as application/dicom."
+                "image/jp2, image/jphc, image/dicom-rle, image/png, image/gif, or an instance as application/dicom."
             )
         row = by_uid(syntax) if syntax else None
         derived: dict[str, Any] = {}
@@ -209,6 +221,37 @@ class Apart:
         for part in parts:
             pieces += (_item(part.length + part.length % 2), part, b"\0" * (part.length % 2))
         return row.uid, derived, [*pieces, _UNDEFINED_END]
+
+    def _decoded(self, kind: str, parts: Sequence[_Bulk]) -> tuple[str, Mapping[str, Any], list[bytes | _Bulk]]:
+        """Images that DICOM has no transfer syntax for, as native samples. *Blocking.*"""
+        formats: list[PixelFormat] = []
+        made: list[bytes | _Bulk] = []
+        length = 0
+        for part in parts:
+            if part.length > _PICTURE_BYTES:
+                raise InvalidInput(f"A PNG or GIF image of more than {_PICTURE_BYTES} bytes is not taken.")
+            self._file.seek(part.offset)
+            data = self._file.read(part.length)
+            format = read_picture(data)
+            together = replace(format, rows=format.rows * format.frames, frames=1)
+            if not 0 < together.frame_bytes <= _PICTURE_BYTES:
+                raise InvalidInput(f"A PNG or GIF image of more than {_PICTURE_BYTES} bytes decoded is not taken.")
+            try:
+                samples = self._decode(data, kind, together)
+            except NotAcceptable as fault:
+                raise InvalidInput(f"An image of Pixel Data cannot be read. {fault.detail}") from None
+            # Back into the file: a study of them would not fit into memory.
+            self._file.seek(self._size)
+            self._file.write(samples)
+            made.append(_Bulk(part.name, OCTETS, None, self._size, len(samples)))
+            self._size += len(samples)
+            length += len(samples)
+            formats.append(format)
+        if len({replace(one, frames=1) for one in formats}) > 1:
+            raise InvalidInput("The images of Pixel Data are of several sizes or kinds.")
+        format = replace(formats[0], frames=sum(one.frames for one in formats))
+        head = element_head(PIXEL_DATA, b"OW" if format.bits_allocated > 8 else b"OB", length + length % 2)
+        return EXPLICIT_LE, picture_attributes(format), [head, *made, b"\0" * (length % 2)]
 
     def _placed(self, pieces: Sequence[bytes | Elsewhere]) -> Iterator[bytes | _Bulk]:
         for piece in pieces:

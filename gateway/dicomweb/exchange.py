@@ -15,7 +15,7 @@ from ..domain.model import ConflictEntry, Page, PageRequest
 from ..domain.query import DicomQuery, SearchAnswer
 from ..services.removal import Removal
 from ..services.render import Render
-from ..services.retrieve import Retrieve
+from ..services.retrieve import DecodeForeign, Retrieve
 from ..services.store import Store
 from .params import Accepts, Query
 from .problems import HttpProblem
@@ -46,6 +46,8 @@ class DicomwebServices:
     search: Search
     intake: Conflicts
     removal: Removal
+    decode: DecodeForeign
+    """Blocking: an image that came from outside, by its transfer syntax or media type."""
     public_url: str | None = None
     """Scheme, host and any prefix under which clients reach the gateway; None: as each request says."""
     empty_qido_status: int = 200

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from .encapsulation import PixelFault, bare_codestream
 from .errors import InvalidInput
+from .pixels import PixelFormat
 from .syntaxes import (
     HTJ2K,
     HTJ2K_LOSSLESS,
@@ -78,6 +79,51 @@ def read_header(data: bytes) -> CodedImage:
     except (struct.error, IndexError, PixelFault):
         raise InvalidInput("The header of the image ends too early.") from None
     raise InvalidInput("The bulk data of Pixel Data is no JPEG, JPEG-LS, JPEG 2000 or HTJ2K image.")
+
+
+def read_picture(data: bytes) -> PixelFormat:
+    """How the samples of a PNG or GIF image lie once it is decoded. Raises InvalidInput (PNG 11.2.2, GIF89a 18..20)."""
+    try:
+        if data[:16] == b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR":
+            columns, rows, depth, colour = struct.unpack_from(">IIBB", data, 16)
+            bits = 16 if depth == 16 else 8
+            grey = colour in (0, 4)
+            kind = "MONOCHROME2" if grey else "RGB"
+            return PixelFormat(rows, columns, 1 if grey else 3, bits, bits, False, kind)
+        if data[:6] in (b"GIF87a", b"GIF89a"):
+            columns, rows = struct.unpack_from("<HH", data, 6)
+            return PixelFormat(rows, columns, 3, 8, 8, False, "RGB", frames=_gif_images(data))
+    except (struct.error, IndexError):
+        raise InvalidInput("The header of the image ends too early.") from None
+    raise InvalidInput("The bulk data of Pixel Data is no PNG and no GIF image.")
+
+
+def _gif_images(data: bytes) -> int:
+    count, at = 0, 13 + _gif_table(data[10])
+    while data[at] != 0x3B:
+        if data[at] == 0x2C:
+            count += 1
+            at += 10 + _gif_table(data[at + 9]) + 1
+        elif data[at] == 0x21:
+            at += 2
+        else:
+            raise InvalidInput("The GIF image is damaged.")
+        while data[at]:
+            at += data[at] + 1
+        at += 1
+    return count
+
+
+def _gif_table(flags: int) -> int:
+    """Bytes of a colour table."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def picture_attributes(format: PixelFormat) -> Mapping[str, Any]:
+    """The Image Pixel attributes of native samples, in DICOM JSON."""
+    kind = CodedImage("", format.rows, format.columns, format.samples, format.bits_stored, False, format.photometric)
+    frames = {"00280008": {"vr": "IS", "Value": [str(format.frames)]}} if format.frames > 1 else {}
+    return {**frames, **kind.attributes()}
 
 
 def _jpeg(data: bytes) -> CodedImage:

@@ -29,7 +29,7 @@ from adapters.codecs.registry import Codecs
 from adapters.codecs.rendering import Pictures
 from gateway.dicomweb.routes import DicomwebApp, DicomwebServices
 from gateway.domain.encapsulation import unpack_bits_frames
-from gateway.domain.errors import NotAcceptable, NotFound
+from gateway.domain.errors import Corrupt, NotAcceptable, NotFound
 from gateway.domain.ids import DatastoreId, ImageSetId, JobId, new_id
 from gateway.domain.matching import conditions, fulfils
 from gateway.domain.model import (
@@ -339,6 +339,14 @@ def decode_foreign(data: bytes, syntax: str, format: PixelFormat) -> bytes:
 # --- in -----------------------------------------------------------------------------------------------------------
 
 
+def decode_picture(data: bytes, syntax: str, format: PixelFormat) -> bytes:
+    """What the decode processes do, in this one."""
+    try:
+        return Codecs([]).decode(data, syntax, format)
+    except Corrupt as fault:
+        raise NotAcceptable(fault.detail) from None
+
+
 @dataclass
 class FakeSink:
     """Collects one instance; what was aborted is gone from its staging."""
@@ -497,6 +505,7 @@ def surface(data_sets: Iterable[Dataset] = (), *, timeout_s: float = 5.0, **sett
         store=Store(staging, intake, timeout_s=timeout_s),
         search=backend,
         intake=intake,
+        decode=decode_picture,
         removal=Removal(backend, None, None),  # type: ignore[arg-type]  the fakes have no image sets
         **settings,
     )

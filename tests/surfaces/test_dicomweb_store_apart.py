@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import httpx
 import imagecodecs
 import numpy as np
 import pydicom
@@ -15,7 +16,8 @@ from pydicom.encaps import generate_frames
 from conformance.reading import differences
 from conformance.samples import Samples
 from gateway.dicomweb import apart
-from gateway.domain.native_model import to_xml
+from gateway.domain.native_model import from_xml, to_xml
+from tests.running import RunningGateway
 from tests.surfaces.fakes import Surface, made, part10, surface
 
 JSON, XML = "application/dicom+json", "application/dicom+xml"
@@ -165,6 +167,67 @@ def test_coded_images_tell_what_the_metadata_leave_out(name: str) -> None:
     assert frame.rstrip(b"\0") == image.rstrip(b"\0"), "unchanged"
 
 
+PICTURES = {
+    "png": (imagecodecs.png_encode(ramp((6, 5))), "image/png", ramp((6, 5))),
+    "png of 16 bits": (imagecodecs.png_encode(ramp((6, 5), "uint16") * 257), "image/png", ramp((6, 5), "uint16") * 257),
+    "png in colour": (imagecodecs.png_encode(ramp((5, 7, 3))), "image/png", ramp((5, 7, 3))),
+    "opaque png": (
+        imagecodecs.png_encode(np.dstack([ramp((6, 5, 3)), np.full((6, 5), 255, np.uint8)])),
+        "image/png",
+        ramp((6, 5, 3)),
+    ),
+    "gif": (imagecodecs.gif_encode(ramp((6, 5))), "image/gif", np.stack([ramp((6, 5))] * 3, axis=-1)),
+    "gif of three": (imagecodecs.gif_encode(ramp((3, 6, 5))), "image/gif", np.stack([ramp((3, 6, 5))] * 3, axis=-1)),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_become_native_pixels(name: str) -> None:
+    image, kind, expected = PICTURES[name]
+    on = surface()
+    document = described(made(1, BitsAllocated=16, Rows=3), but=["00280008"])
+    answer = send(on, [metadata(JSON, document), bulk("bulk/pixels", bytes(image), kind)], JSON)
+    assert answer.status_code == 200, answer.text
+    (back,) = stored(on)
+    assert back.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.1"
+    assert np.array_equal(back.pixel_array, expected)
+    assert back.PhotometricInterpretation == ("RGB" if expected.shape[-1] == 3 else "MONOCHROME2")
+
+
+def test_each_frame_as_a_picture() -> None:
+    frames = [ramp((6, 5)), ramp((6, 5))[::-1]]
+    pngs = [bytes(imagecodecs.png_encode(np.ascontiguousarray(frame))) for frame in frames]
+    on = surface()
+    parts = [bulk(f"bulk/pixels/frames/{n}", png, "image/png") for n, png in enumerate(pngs, 1)]
+    assert send(on, [metadata(XML, described(made(1), but=MODULE)), *parts], XML).status_code == 200
+    assert np.array_equal(stored(on)[0].pixel_array, np.stack(frames))
+
+
+CLEAR = imagecodecs.png_encode(np.dstack([ramp((6, 5, 3)), np.full((6, 5), 9, np.uint8)]))
+VAST = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (1 << 30).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ([(bytes(CLEAR), "image/png")], "An image of Pixel Data cannot be read"),
+        ([(VAST, "image/png")], "A PNG or GIF image of more than"),
+        ([(bytes(PICTURES["png"][0])[:60], "image/png")], "An image of Pixel Data cannot be read"),
+        ([(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "image/png")], "too early"),
+        ([(bytes(PICTURES["gif"][0])[:40], "image/gif")], "too early"),
+        ([(b"BM", "image/png")], "no PNG and no GIF"),
+        ([(bytes(PICTURES["png"][0]), "image/png"), (bytes(PICTURES["png in colour"][0]), "image/png")], "several"),
+    ],
+)
+def test_pictures_that_cannot_be_taken(images: list[tuple[bytes, str]], said: str) -> None:
+    on = surface()
+    parts = [bulk("bulk/pixels", *image) for image in images]
+    answer = send(on, [metadata(JSON, described(made(1), but=MODULE)), *parts], JSON)
+    assert answer.status_code == 409, answer.text
+    assert said[:30] in answer.json()["00081198"]["Value"][0]["00000902"]["Value"][0]
+    assert not stored(on)
+
+
 def test_what_metadata_say_goes_before_what_an_image_says() -> None:
     image = bytes(CODED["jpeg"][0])
     document = described(made(1, BitsAllocated=8, BitsStored=8, HighBit=7, NumberOfFrames=2), but=["00280010"])
@@ -186,7 +249,7 @@ PIXELS = bulk("bulk/pixels", bytes(60))
     [
         (described(made(1)), [], "A BulkDataURI names no part"),
         (described(made(1)), [bulk("bulk/other", b"1234")], "A BulkDataURI names no part"),
-        (described(made(1)), [bulk("bulk/pixels", b"x", "image/png")], "media type of Pixel Data"),
+        (described(made(1)), [bulk("bulk/pixels", b"x", "image/webp")], "media type of Pixel Data"),
         (described(made(1), but=MODULE), [bulk("bulk/pixels", b"x", "image/jpeg")], "no JPEG"),
         (described(made(1), but=MODULE), [bulk("bulk/pixels", b"\xff\xd8\xff\xe0", "image/jpeg")], "too early"),
         (described(made(1)), [bulk("bulk/pixels", b"x", "image/jpeg; transfer-syntax=1.2.840.10008.1.2.5")], "syntax"),
@@ -250,6 +313,43 @@ def test_a_body_that_cannot_be_read(parts: list[Part]) -> None:
 def test_metadata_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apart, "MAX_METADATA_BYTES", 100)
     assert send(surface(), [metadata(JSON, described(made(1)))], JSON).status_code == 413
+
+
+@pytest.mark.parametrize("kind", [JSON, XML])
+def test_a_gateway_takes_them(gateway: RunningGateway, kind: str) -> None:
+    colour, grey, expected = ramp((16, 16, 3)), ramp((6, 5)), []
+    parts: list[Part] = []
+    for number, (image, media_type, native) in enumerate(
+        (
+            (imagecodecs.png_encode(colour), "image/png", colour),
+            (imagecodecs.gif_encode(grey), "image/gif", np.stack([grey] * 3, axis=-1)),
+            (imagecodecs.jpegls_encode(grey), "image/jls", grey),
+            (imagecodecs.jpeg2k_encode(ramp((32, 32)), codecformat="j2k", level=0), "image/jp2", ramp((32, 32))),
+            (grey.tobytes() * 2, OCTETS, None),
+        ),
+        1,
+    ):
+        but = MODULE if native is not None else ()
+        parts.append(metadata(kind, described(made(number, WindowCenter=None, WindowWidth=None), f"b/{number}", but)))
+        parts.append(bulk(f"b/{number}", bytes(image), media_type))
+        expected.append(native)
+    parts.append(bulk("b/none", bytes(imagecodecs.png_encode(colour))[:99], "image/png"))
+    parts.append(metadata(kind, described(made(9), "b/none", MODULE)))
+    body = b""
+    for headers, payload in sorted(parts, key=lambda part: part[0]["Content-Type"] != kind):
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        body += f"\r\n--fence\r\n{lines}\r\n".encode() + payload
+    content = {"Content-Type": f'multipart/related; type="{kind}"; boundary=fence', "Accept": kind}
+    url = f"{gateway.http}/dicomweb/studies"
+    answer = httpx.post(url, content=body + b"\r\n--fence--", headers=content, timeout=60)
+    assert (answer.status_code, answer.headers["content-type"]) == (202, kind), answer.text
+    module = answer.json() if kind == JSON else from_xml(answer.content)
+    assert [one["00081155"]["Value"] for one in module["00081198"]["Value"]] == [["1.2.3.4.9"]]
+    assert len(module["00081199"]["Value"]) == 5
+    for number, native in enumerate(expected, 1):
+        if native is not None:
+            url = f"/dicomweb/studies/1.2.3/series/1.2.3.4/instances/1.2.3.4.{number}/frames/1"
+            assert gateway.get(url, headers={"Accept": OCTETS}).content == native.tobytes()
 
 
 def test_another_study() -> None:
