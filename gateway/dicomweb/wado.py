@@ -85,10 +85,14 @@ async def _documents(request: Request, selected: Selected) -> AsyncGenerator[tup
     for start in range(0, len(selected.entries), _DOCUMENTS_AT_ONCE):
         some = Selected(selected.entries[start : start + _DOCUMENTS_AT_ONCE], selected.etag)
         document = await retrieve.metadata(some, root, gzip=False)
-        # Numbers stay the text that they are: a float has other digits.
-        read = await asyncio.to_thread(json.loads, document.body, parse_float=str, parse_int=str)
-        for entry, instance in zip(some.entries, read, strict=True):
-            yield f"{location_of(root, entry)}/metadata", to_xml(instance)
+        written = await asyncio.to_thread(_as_xml, document.body)
+        for entry, instance in zip(some.entries, written, strict=True):
+            yield f"{location_of(root, entry)}/metadata", instance
+
+
+def _as_xml(text: bytes) -> list[bytes]:
+    """Each of the data sets. Numbers stay the text that they are: a float has other digits. *Blocking.*"""
+    return [to_xml(instance) for instance in json.loads(text, parse_float=str, parse_int=str)]
 
 
 async def instances(request: Request, study: str, series: str | None = None, sop: str | None = None) -> Response:
