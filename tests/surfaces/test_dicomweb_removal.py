@@ -1,6 +1,7 @@
 """DELETE and undelete over DICOMweb, against a running gateway (DEL-01)."""
 
 import base64
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -30,7 +31,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway
 def web(running: RunningGateway) -> Iterator[httpx.Client]:
     """A client of a data store of its own, with three instances in two series."""
     with httpx.Client(base_url=running.http, timeout=60) as client:
-        made = client.post("/datastore", json={"datastoreName": "removal", "clientToken": f"token-{id(client)}"})
+        made = client.post("/datastore", json={"datastoreName": "removal", "clientToken": uuid.uuid4().hex})
         client.base_url = httpx.URL(f"{running.http}/datastore/{made.json()['datastoreId']}")
         store(client)
         yield client

@@ -529,7 +529,7 @@ def test_methods() -> None:
     head = on.ask("HEAD", INSTANCE + "/metadata")
     assert (head.status_code, head.content) == (200, b"")
     assert int(head.headers["content-length"]) == len(on.get(INSTANCE + "/metadata").content)
-    refused = on.ask("DELETE", INSTANCE)
+    refused = on.ask("DELETE", INSTANCE + "/metadata")
     assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
     assert on.ask("POST", SERIES).status_code == 405
     options = on.ask("OPTIONS", "/dicomweb/studies")
