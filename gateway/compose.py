@@ -283,6 +283,7 @@ def web_app(settings: Settings, backend: Backend, role: Role) -> "Asgi":
         intake=port,
         removal=Removal(port, port, port),
         decode=backend.decoder.decode,
+        temporary=settings.data / "run",
         public_url=settings.http.public_url,
         empty_qido_status=settings.qido.empty,
     )

@@ -8,7 +8,9 @@ import errno
 import json
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urljoin
@@ -59,14 +61,16 @@ class _Metadata:
 class Apart:
     """Takes the parts of one request, then gives the instances. A context manager: it holds a file."""
 
-    def __init__(self, url: str, decode: DecodeForeign) -> None:
+    def __init__(self, url: str, decode: DecodeForeign, folder: Path | None) -> None:
         """`url` is that of the request: what relative Content-Locations and BulkDataURIs are relative to.
 
-        `decode` takes the media type of a PNG or GIF in place of a transfer syntax.
+        `decode` takes the media type of a PNG or GIF in place of a transfer syntax. The file is in `folder`, or where
+        the system has such ones. Raises OutOfStorage.
         """
         self._url = url
         self._decode = decode
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
+        with _room():
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by __exit__
         self._size = 0
         self._metadata: list[_Metadata] = []
         self._bulk: dict[str, list[_Bulk]] = {}
@@ -101,21 +105,19 @@ class Apart:
         elif current is not None:
             current.length += len(data)
             self._size += len(data)
-            try:
+            with _room():
                 if len(data) >= LARGE_WRITE:
                     await asyncio.to_thread(self._file.write, data)
                 else:
                     self._file.write(data)
-            except OSError as fault:
-                if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise OutOfStorage("The folder for temporary files is full.") from None
 
     async def instances(self) -> AsyncIterator[Part | Buffer]:
         """Each data set as a part with its Part 10 file; what cannot be made one, as a part that is refused.
 
         Raises InvalidInput where JSON cannot be read: nothing then tells which data sets it holds.
         """
+        with _room():
+            self._file.flush()
         for part in self._metadata:
             for name, document in await asyncio.to_thread(self._documents, part):
                 if isinstance(document, str):
@@ -241,8 +243,10 @@ class Apart:
             except NotAcceptable as fault:
                 raise InvalidInput(f"An image of Pixel Data cannot be read. {fault.detail}") from None
             # Back into the file: a study of them would not fit into memory.
-            self._file.seek(self._size)
-            self._file.write(samples)
+            with _room():
+                self._file.seek(self._size)
+                self._file.write(samples)
+                self._file.flush()
             made.append(_Bulk(part.name, OCTETS, None, self._size, len(samples)))
             self._size += len(samples)
             length += len(samples)
@@ -299,6 +303,17 @@ class Apart:
             some = await asyncio.to_thread(self._file.read, min(_READ_BYTES, end - at))
             at += len(some)
             yield some
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """A full disk in the words of the domain. Raises OutOfStorage."""
+    try:
+        yield
+    except OSError as fault:
+        if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OutOfStorage("There is no room for bulk data until their metadata have come.") from None
 
 
 def _item(length: int) -> bytes:

@@ -5,6 +5,7 @@ import re
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
 from starlette.types import Receive, Scope, Send
@@ -48,6 +49,8 @@ class DicomwebServices:
     removal: Removal
     decode: DecodeForeign
     """Blocking: an image that came from outside, by its transfer syntax or media type."""
+    temporary: Path | None = None
+    """Where bulk data wait for the end of their request; None: where the system has its temporary files."""
     public_url: str | None = None
     """Scheme, host and any prefix under which clients reach the gateway; None: as each request says."""
     empty_qido_status: int = 200

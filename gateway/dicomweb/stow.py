@@ -96,7 +96,7 @@ async def _several(request: Request, reader: Reader) -> AsyncIterator[Part | Buf
 async def _apart(request: Request, reader: Reader) -> AsyncIterator[Part | Buffer]:
     """Metadata and bulk data, put together when all is there; instances among them as they come (STOW-03, STOW-04)."""
     number = 0
-    with Apart(f"{request.root}/studies", request.services.decode) as apart:
+    with Apart(f"{request.root}/studies", request.services.decode, request.services.temporary) as apart:
         collecting = False
         async for chunk in request.body():
             for event in reader.feed(chunk):

@@ -1,5 +1,6 @@
 """STOW-RS of metadata and bulk data apart, over the fakes (STOW-03..05, PS3.18 §10.5.1.4)."""
 
+import errno
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -356,3 +357,13 @@ def test_another_study() -> None:
     answer = send(surface(), [metadata(JSON, described(made(1))), PIXELS], JSON, "/dicomweb/studies/9.9")
     assert answer.status_code == 409
     assert answer.json()["00081198"]["Value"][0]["00081197"]["Value"] == [0xA901]
+
+
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(apart.tempfile, "TemporaryFile", lambda dir: Full())
+    answer = send(surface(), [metadata(JSON, described(made(1))), PIXELS], JSON)
+    assert (answer.status_code, answer.headers["content-type"]) == (507, "application/problem+json")
