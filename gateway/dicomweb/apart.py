@@ -36,6 +36,7 @@ _READ_BYTES: Final = 1 << 20
 _PIXELS: Final = f"{PIXEL_DATA:08X}"
 _NATIVE: Final = frozenset({EXPLICIT_LE, IMPLICIT_LE})
 _IMAGE_PIXEL: Final = frozenset(f"0028{number:04d}" for number in (2, 4, 10, 11, 100, 101, 102, 103))
+_MAX_UID: Final = 64
 _UNDEFINED_END: Final = b"\xfe\xff\xdd\xe0\0\0\0\0"
 
 
@@ -73,6 +74,7 @@ class Apart:
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by __exit__
         self._size = 0
         self._metadata: list[_Metadata] = []
+        self._metadata_size = 0
         self._bulk: dict[str, list[_Bulk]] = {}
         self._current: _Metadata | _Bulk | None = None
 
@@ -99,7 +101,8 @@ class Apart:
         """The next bytes of the current part. Raises TooLarge, OutOfStorage."""
         current = self._current
         if isinstance(current, _Metadata):
-            if sum(len(one.text) for one in self._metadata) + len(data) > MAX_METADATA_BYTES:
+            self._metadata_size += len(data)
+            if self._metadata_size > MAX_METADATA_BYTES:
                 raise TooLarge(f"The metadata are longer than {MAX_METADATA_BYTES} bytes: send large values apart.")
             current.text += data
         elif current is not None:
@@ -150,6 +153,8 @@ class Apart:
         try:
             # Numbers stay the text that they are: a float has other digits. NaN is no JSON, and many write it.
             read = json.loads(part.text, parse_float=str, parse_int=str, parse_constant=str)
+            if b"\\u" in part.text:  # half a character can be escaped, and written nowhere
+                json.dumps(read, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             raise InvalidInput(f"{part.name} is no JSON.") from None
         read = read if isinstance(read, list) else [read]
@@ -167,6 +172,8 @@ class Apart:
         for keyword, uid in (("SOPClassUID", sop_class), ("SOPInstanceUID", sop_uid)):
             if not uid:
                 raise InvalidInput(f"DICOM attribute {keyword} does not exist")
+            if len(uid) > _MAX_UID:
+                raise InvalidInput(f"DICOM attribute {keyword} is longer than {_MAX_UID} characters")
         element = document.get(_PIXELS)
         uri = element.get("BulkDataURI") if isinstance(element, Mapping) else None
         if not isinstance(uri, str):

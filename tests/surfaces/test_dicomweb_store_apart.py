@@ -263,6 +263,7 @@ PIXELS = bulk("bulk/pixels", bytes(60))
         ({**described(made(1)), "00081140": {"vr": "SQ", "Value": [5]}}, [PIXELS], "(0008,1140): an item"),
         ({**described(made(1)), "00420011": {"vr": "OB", "InlineBinary": "?"}}, [PIXELS], "(0042,0011): Inline"),
         ({**described(made(1)), "PatientName": {"vr": "PN"}}, [PIXELS], "8 hexadecimal digits"),
+        ({**described(made(1)), "00080016": {"vr": "UI", "Value": ["1." * 40_000]}}, [PIXELS], "SOPClassUID is longer"),
     ],
 )
 def test_a_data_set_that_cannot_be_stored(document: dict[str, Any], parts: list[Part], said: str) -> None:
@@ -299,6 +300,7 @@ def test_the_others_are_stored() -> None:
         [({"Content-Type": JSON}, b"[{]")],
         [({"Content-Type": JSON}, b"[" * 100_000)],
         [({"Content-Type": JSON}, b"[1]")],
+        [({"Content-Type": JSON}, b'[{"00080018": {"vr": "UI", "Value": ["\\ud800"]}}]')],
         [metadata(JSON, described(made(1))), ({"Content-Type": OCTETS}, b"1234")],
         [metadata(JSON, described(made(1))), bulk("http://[", b"1234")],
         [],
