@@ -144,12 +144,18 @@ def _value(vr: bytes, values: Sequence[Any], named: str) -> bytes:
             numbers = [float(one) if letter in "fd" else int(one) for one in values]
             return struct.pack(f"<{len(numbers)}{letter}", *numbers)
         if vr == b"AT":
-            return b"".join(struct.pack("<HH", int(one[:4], 16), int(one[4:8], 16)) for one in values)
+            return b"".join(_tag(one) for one in values)
         if vr in BINARY:
             raise ValueError
         return "\\".join(_name(one) if vr == b"PN" else _text(one) for one in values).encode()
     except (struct.error, ValueError, TypeError, OverflowError):
         raise InvalidInput(f"{named}: a value does not fit its VR {vr.decode()}.") from None
+
+
+def _tag(value: Any) -> bytes:
+    if not isinstance(value, str) or not _TAG.fullmatch(value.upper()):
+        raise TypeError
+    return struct.pack("<HH", int(value[:4], 16), int(value[4:], 16))
 
 
 def _text(value: Any) -> str:

@@ -263,6 +263,10 @@ PIXELS = bulk("bulk/pixels", bytes(60))
         ({**described(made(1)), "00081140": {"vr": "SQ", "Value": [5]}}, [PIXELS], "(0008,1140): an item"),
         ({**described(made(1)), "00420011": {"vr": "OB", "InlineBinary": "?"}}, [PIXELS], "(0042,0011): Inline"),
         ({**described(made(1)), "PatientName": {"vr": "PN"}}, [PIXELS], "8 hexadecimal digits"),
+        *(
+            ({**described(made(1)), "00091001": {"vr": vr, "Value": [value]}}, [PIXELS], "(0009,1001): a value")
+            for vr, value in (("AT", {}), ("AT", "0010"), ("US", "x"), ("FD", {}), ("LO", {}), ("UN", "AA=="))
+        ),
         ({**described(made(1)), "00080016": {"vr": "UI", "Value": ["1." * 40_000]}}, [PIXELS], "SOPClassUID is longer"),
     ],
 )
