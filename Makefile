@@ -92,19 +92,21 @@ lock: ## Resolve the dependencies again (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	  --no-header --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 
-# What tests use beyond Python, from Debian; repeating it installs nothing anew.
+# What tests use beyond Python, from Debian and npm; repeating it installs nothing anew.
 SYSTEM := dcmtk orthanc orthanc-dicomweb orthanc-gdcm wrk curl postgresql nodejs chromium
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -q -o Dpkg::Options::=--force-confold
 
 .PHONY: system
-system: ## Install what the tests can use beyond Python, from Debian (root or sudo)
+system: ## Install what the tests can use beyond Python, from Debian and npm (root or sudo)
 	@missing=; for name in $(SYSTEM); do \
 	  dpkg-query -W -f='$${db:Status-Abbrev}' $$name 2>/dev/null | grep -q '^ii' || missing="$$missing $$name"; done; \
 	if [ -n "$$missing" ]; then \
 	  $(APT) update < /dev/null && \
 	  RUNLEVEL=1 $(APT) install -y --no-install-recommends $$missing < /dev/null; \
 	fi
+	@command -v npm > /dev/null || $(APT) install -y --no-install-recommends npm < /dev/null
+	@npm ci --prefix tests/javascript --silent --no-audit --no-fund < /dev/null
 	@tests/start_postgres.sh
 
 .PHONY: clean

@@ -263,6 +263,7 @@ def web_app(settings: Settings, backend: Backend, role: Role) -> "Asgi":
     from .http.history import HistoryApp
     from .http.quarantine import QuarantineApp
     from .services.quarantine import Quarantines
+    from .services.removal import Removal
     from .services.render import Render
     from .services.retrieve import Retrieve
     from .services.search import Search
@@ -280,6 +281,9 @@ def web_app(settings: Settings, backend: Backend, role: Role) -> "Asgi":
         store=Store(backend.embedded.staging, port),
         search=Search(port, port),
         intake=port,
+        removal=Removal(port, port, port),
+        decode=backend.decoder.decode,
+        temporary=settings.data / "run",
         public_url=settings.http.public_url,
         empty_qido_status=settings.qido.empty,
     )

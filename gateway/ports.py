@@ -114,6 +114,20 @@ class History(Protocol):
         ...
 
 
+class Tombstones(Protocol):
+    """What was deleted and can still be had again."""
+
+    async def restore(
+        self, datastore: DatastoreId, study: str, series: str | None, sop: str | None, actor: str | None = None
+    ) -> None:
+        """Puts a deleted study, series or instance back, as it was, in new versions of its image sets.
+
+        Raises NotFound where nothing was deleted that is still kept, Conflict where it is there, or would not fit
+        what is there, and Locked.
+        """
+        ...
+
+
 class Instances(Protocol):
     """Instances as DICOM services see them: each header as received, plus the edits of the version."""
 
@@ -422,4 +436,5 @@ __all__ = [
     "Renderer",
     "Sink",
     "Staging",
+    "Tombstones",
 ]

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psycopg
 import pytest
@@ -52,6 +52,7 @@ COMPONENTS: dict[str, tuple[str, Callable[[], bool]]] = {
     "orthanc": ("Orthanc", lambda: tool("Orthanc") is not None),
     "curl": ("curl", lambda: tool("curl") is not None),
     "node": ("Node.js", lambda: tool("node", "nodejs") is not None),
+    "npm": ("npm, with Node.js", lambda: tool("npm") is not None and tool("node", "nodejs") is not None),
     "chromium": ("Chromium", lambda: tool("chromium", "chromium-browser", "google-chrome") is not None),
     "corpus": ("the corpus of DICOM files (GATEWAY_TEST_DATA)", lambda: CORPUS is not None),
 }
@@ -70,9 +71,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def require(component: str) -> None:
     """Skips the running test where a component is missing; fails it under REQUIRE=all."""
-    if is_here(component):
-        return
-    name = COMPONENTS[component][0]
+    if not is_here(component):
+        missing(COMPONENTS[component][0])
+
+
+def missing(name: str) -> NoReturn:
+    """Ends the running test for want of this: skipped, or failed under REQUIRE=all."""
     if REQUIRE_ALL:
         pytest.fail(f"{name} is missing (REQUIRE=all)", pytrace=False)
     pytest.skip(f"{name} is missing")

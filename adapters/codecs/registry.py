@@ -12,7 +12,7 @@ from gateway.domain.errors import Corrupt, GatewayError, NotAcceptable
 from gateway.domain.pixels import PixelFormat
 from gateway.domain.syntaxes import Family
 
-from . import htj2k, jpeg, jpeg2000, native, rle
+from . import htj2k, jpeg, jpeg2000, native, pictures, rle
 from .native import Samples
 
 Decoder = Callable[[Buffer, PixelFormat], Samples]
@@ -44,6 +44,8 @@ def _decoders() -> dict[str, Decoder]:
         syntaxes.RLE: rle.decode,
         syntaxes.DEFLATED_FRAMES: rle.inflate,
     }
+    # Of no transfer syntax: by their media types.
+    table |= {"image/png": pictures.decode_png, "image/gif": pictures.decode_gif}
     if imagecodecs.JPEGXL.available:
         xl = (syntaxes.JPEG_XL_LOSSLESS, syntaxes.JPEG_XL_JPEG, syntaxes.JPEG_XL)
         table |= dict.fromkeys(xl, jpeg.decode_xl)

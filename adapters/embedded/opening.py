@@ -79,7 +79,8 @@ def open_embedded(
     reader = Reader(database, blobs, codec)
     intake = JobIntake(database, presence)
     events = Events(event_arn if webhook is not None else None)
-    mutations = Mutations(database, blobs, queue, presence, rules or EditRules(), events)
+    sweeping = sweeping or SweepTimes()
+    mutations = Mutations(database, blobs, queue, presence, rules or EditRules(), events, sweeping.retention_s)
     copying = Copying(database, blobs, queue, presence, events, max_copy_frames)
     backend = EmbeddedBackend(
         database=database,
@@ -106,7 +107,7 @@ def open_embedded(
         encoder=encoder,
         holding=Holding(data / "run"),
         quarantine=quarantine,
-        sweeper=Sweeper(database, blobs, derived, data, sweeping or SweepTimes()),
+        sweeper=Sweeper(database, blobs, derived, data, sweeping),
         datastore_pk=reader.active,
         resent=resent,
         metrics=metrics,

@@ -512,7 +512,12 @@ def _as_decoded(
     assert received.pixel is not None
     assert received.pixel.format is not None
     assert pixel.format is not None
-    was, now = received.pixel.format, PixelFormat(**orjson.loads(pixel.format))
+    row = syntaxes.by_uid(received.syntax)
+    if row is not None and row.video:
+        return pieces, attrs
+    was = received.pixel.format
+    # A codestream that is kept goes out decoded, too, to whoever asks for that.
+    now = syntaxes.decoded(PixelFormat(**orjson.loads(pixel.format)), received.syntax)
     if was.samples < 2 or (was.photometric, was.planar) == (now.photometric, now.planar):
         return pieces, attrs
     told = {

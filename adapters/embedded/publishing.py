@@ -665,6 +665,18 @@ def searchable_beside(elements: Mapping[str, Any]) -> dict[str, Any]:
     return {tag: elements[tag] for tag in _BESIDE if tag in elements}
 
 
+def beside_of(connection: sa.Connection, image_set_pk: int) -> dict[str, Any]:
+    """What search keeps at the series of an image set, of the first instance that it had."""
+    attrs = connection.execute(
+        sa.select(t.record.c.attrs)
+        .join(t.member, t.member.c.record_pk == t.record.c.pk)
+        .where(t.member.c.image_set_pk == image_set_pk)
+        .order_by(t.member.c.v_from, t.member.c.pk)
+        .limit(1)
+    ).scalar()
+    return searchable_beside(orjson.loads(attrs or "{}"))
+
+
 def store_docs(connection: sa.Connection, state: SetState) -> None:
     """Stores the levels, the edits and the document's head as they are now; equal ones are shared."""
     state.searchable = None

@@ -166,6 +166,8 @@ class Reader:
         with self._database.read() as connection:
             shown = self._shown(connection, datastore_pk, selection)
             entries = [entry for one in shown for entry in self._members(connection, one, selection.sop)]
+            if shown and not entries and selection.sop is not None and self._had(connection, shown, selection.sop):
+                raise Gone("It was deleted.")
         if not entries:
             raise NotFound("There is no such instance in this data store.")
         tag = hashlib.sha256(f"{selection.study}/{selection.series}/{selection.sop}".encode())
@@ -230,6 +232,13 @@ class Reader:
         if not shown:
             raise NotFound("There is no such version, or the image set is of another study or series.")
         return shown
+
+    def _had(self, connection: sa.Connection, shown: Sequence[_Shown], sop: str) -> bool:
+        """Whether an earlier version has an instance."""
+        m = t.member
+        earlier = [sa.and_(m.c.image_set_pk == one.pk, m.c.v_from <= one.content) for one in shown]
+        query = sa.select(m.c.pk).where(m.c.sop_uid == sop, sa.or_(*earlier)).limit(1)
+        return connection.execute(query).first() is not None
 
     def _members(self, connection: sa.Connection, shown: _Shown, sop: str | None) -> list[StoredEntry]:
         m, r, x, b = t.member, t.record, t.pixel, t.blob

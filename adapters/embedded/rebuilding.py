@@ -7,7 +7,7 @@ import orjson
 import sqlalchemy as sa
 
 from adapters.embedded import docs
-from adapters.embedded.publishing import load_state, searchable_beside, shown_attributes
+from adapters.embedded.publishing import beside_of, load_state, shown_attributes
 from adapters.sql import index
 from adapters.sql import tables as t
 from adapters.sql.database import Database
@@ -40,7 +40,7 @@ def published(connection: sa.Connection) -> Iterator[tuple[int, index.SetRow | i
             yield change.seq, pk
             continue
         if pk not in beside:
-            beside[pk] = _beside(connection, pk)
+            beside[pk] = beside_of(connection, pk)
         state = load_state(connection, pk, stores[change.datastore_pk])
         row = connection.execute(sa.select(v).where(v.c.image_set_pk == pk, v.c.version == change.version)).one()
         state.levels = orjson.loads(docs.get_json(connection, row.levels_doc) or b"{}")
@@ -61,15 +61,3 @@ def published(connection: sa.Connection) -> Iterator[tuple[int, index.SetRow | i
                 updated_at=row.at,
             ),
         )
-
-
-def _beside(connection: sa.Connection, image_set_pk: int) -> dict[str, Any]:
-    """The series keys that instances keep, of the first instance that the image set had."""
-    attrs = connection.execute(
-        sa.select(t.record.c.attrs)
-        .join(t.member, t.member.c.record_pk == t.record.c.pk)
-        .where(t.member.c.image_set_pk == image_set_pk)
-        .order_by(t.member.c.v_from, t.member.c.pk)
-        .limit(1)
-    ).scalar()
-    return searchable_beside(orjson.loads(attrs or "{}"))

@@ -5,6 +5,7 @@ import re
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
 from starlette.types import Receive, Scope, Send
@@ -13,8 +14,9 @@ from ..domain.errors import InvalidInput, TooLarge
 from ..domain.ids import DatastoreId
 from ..domain.model import ConflictEntry, Page, PageRequest
 from ..domain.query import DicomQuery, SearchAnswer
+from ..services.removal import Removal
 from ..services.render import Render
-from ..services.retrieve import Retrieve
+from ..services.retrieve import DecodeForeign, Retrieve
 from ..services.store import Store
 from .params import Accepts, Query
 from .problems import HttpProblem
@@ -44,6 +46,11 @@ class DicomwebServices:
     store: Store
     search: Search
     intake: Conflicts
+    removal: Removal
+    decode: DecodeForeign
+    """Blocking: an image that came from outside, by its transfer syntax or media type."""
+    temporary: Path | None = None
+    """Where bulk data wait for the end of their request; None: where the system has its temporary files."""
     public_url: str | None = None
     """Scheme, host and any prefix under which clients reach the gateway; None: as each request says."""
     empty_qido_status: int = 200

@@ -3,7 +3,9 @@
     parse_accept(text)      an Accept list as media ranges
     choose(...)             which form of one instance's bytes to send, or None: 406
     choose_picture(...)     which form of a rendered resource to send, or None: 406
-    accepts_json(...)       whether DICOM JSON is wanted
+    choose_first(...)       which of some media types
+    archive_of(...)         whether an archive is wanted
+    choose_model(...)       whether data sets are to be JSON or XML
     Query                   the query string, decoded once
 """
 
@@ -15,13 +17,15 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
-from ..domain.errors import InvalidInput
+from ..domain.errors import InvalidInput, NotAcceptable
 from ..domain.ids import DatastoreId, ImageSetId
 from ..domain.model import Selection
 from ..domain.syntaxes import ALIASES, EXPLICIT_LE, OCTETS, by_media_type, media_type
 
 DICOM: Final = "application/dicom"
 DICOM_JSON: Final = "application/dicom+json"
+DICOM_XML: Final = "application/dicom+xml"
+ZIP: Final = "application/zip"
 ANY: Final = "*/*"
 
 _MAX_PARAMETERS: Final = 1000
@@ -302,18 +306,56 @@ def choose_picture(accepts: Accepts, types: Sequence[str]) -> PictureForm | None
     return None
 
 
-def accepts_json(accepts: Accepts) -> bool:
-    """Whether DICOM JSON answers the request: nothing else is served for metadata, searches and stores yet."""
+_ANSWERS: Final[Sequence[tuple[str, Sequence[tuple[str, bool]]]]] = (
+    (DICOM_JSON, ((DICOM_JSON, False), ("application/json", False), ("application/*", False), (ANY, False))),
+    # Never for */*, nor for application/xml, which browsers ask for before anything (CL-16).
+    (DICOM_XML, ((DICOM_XML, False), (DICOM_XML, True), ("application/*", True), (ANY, True))),
+)
+"""How data sets without pixels are written, the default first: media type -> the ranges that mean it, the most specific
+first; True: as the type of parts."""
+
+
+def choose_model(accepts: Accepts) -> str:
+    """DICOM_JSON or DICOM_XML, for metadata, searches and the answers of stores (NEG-10, NEG-11, NEG-13).
+
+    Whether XML goes out in parts is the resource's business. Raises NotAcceptable, InvalidInput.
+    """
     if accepts.parameter is None and accepts.header in (None, DICOM_JSON, ANY):
-        return True
+        return DICOM_JSON
     for ranges in _lists(accepts):
-        fits = {r.type: r.q for r in reversed(ranges) if not r.multipart}
-        for kind in (DICOM_JSON, "application/json", "application/*", ANY):
-            if kind in fits:
-                if fits[kind]:
-                    return True
-                break
-    return False
+        wanted = {(r.type, bool(r.multipart)): r.q for r in reversed(ranges)}
+        best, chosen = 0.0, ""
+        for model, meanings in _ANSWERS:
+            q = next((wanted[meaning] for meaning in meanings if meaning in wanted), 0.0)
+            if q > best:
+                best, chosen = q, model
+        if chosen:
+            return chosen
+    raise NotAcceptable(f'This resource can be had as {DICOM_JSON} or multipart/related; type="{DICOM_XML}".')
+
+
+def choose_first(accepts: Accepts, types: Sequence[str]) -> str:
+    """The type of a whole body that is accepted most, the first among equals. Raises NotAcceptable."""
+    form = choose_picture(accepts, types)
+    if form is None:
+        raise NotAcceptable(f"This resource can be had as {' or '.join(types)}.")
+    return form.media_type
+
+
+def archive_of(accepts: Accepts) -> Accepts | None:
+    """Where an archive is wanted more than parts, what is accepted for the files in it; else None (NEG-16)."""
+    if not any(text and "zip" in text.lower() for text in accepts):  # which is nearly always
+        return None
+    for ranges in _lists(accepts):
+        archives = [r for r in ranges if r.type == ZIP and r.q]
+        if not archives:
+            continue
+        best = max(archives, key=lambda r: r.q)
+        if best.q <= max((r.q for r in ranges if r.type in (DICOM, "application/*", ANY)), default=0.0):
+            return None
+        files = [f"{DICOM}; transfer-syntax={uid}" for uid in best.syntaxes] or [DICOM]
+        return Accepts(None, ", ".join(f"{name}; q={1 - place / 100}" for place, name in enumerate(files[:50])))
+    return None
 
 
 # --- query -----------------------------------------------------------------------------------------------------------

@@ -1,15 +1,18 @@
 """QIDO-RS: searches (PS3.18 §10.6, QIDO-01..32), and the list of conflicts."""
 
-from collections.abc import Iterable
+import secrets
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
 from datetime import UTC
 from typing import Any, Final
 
 import orjson
 from isal import igzip
 
-from ..domain.errors import InvalidInput, NotAcceptable
+from ..domain.errors import InvalidInput
 from ..domain.ids import ImageSetId
 from ..domain.model import PageRequest
+from ..domain.native_model import to_xml
 from ..domain.query import (
     MODALITIES_IN_STUDY,
     SERIES_UID,
@@ -22,7 +25,8 @@ from ..domain.query import (
     vr_of,
 )
 from .exchange import Request, Response
-from .params import accepts_json, as_of, image_set_of, is_uid, resource_url
+from .multipart import closing, content_type, part_head
+from .params import DICOM_XML, as_of, choose_model, image_set_of, is_uid, resource_url
 
 JSON: Final = (b"content-type", b"application/dicom+json")
 COMMON: Final = [(b"vary", b"Accept, Accept-Encoding, Origin"), (b"cache-control", b"no-store")]
@@ -49,11 +53,10 @@ async def instances(request: Request, study: str | None = None, series: str | No
 
 async def _search(request: Request, level: Level, study: str | None = None, series: str | None = None) -> Response:
     services = request.services
-    if not accepts_json(request.accepts):
-        raise not_json()
+    model = choose_model(request.accepts)
     query = read_query(request, level, study, series)
     answer = await services.search.find(query)
-    headers = [JSON, *COMMON]
+    headers = [*COMMON]
     if answer.remaining:
         text = f'299 {request.host} "There are {answer.remaining} additional results that can be requested"'
         headers.append((b"warning", text.encode("latin-1")))
@@ -61,11 +64,18 @@ async def _search(request: Request, level: Level, study: str | None = None, seri
         for uid in (study, series):
             if uid is not None and not is_uid(uid):
                 raise InvalidInput("A UID is digits and periods, 64 at most.")
-        if services.empty_qido_status == 204:
-            return Response(204, headers[1:])
+        if services.empty_qido_status == 204 or model == DICOM_XML:  # a multipart has a part at least
+            return Response(204, headers)
     root = request.root
     rows = [with_url(row, root, level, query.image_set) for row in answer.rows]
-    return json_response(request, headers, orjson.dumps(rows))
+    if model == DICOM_XML:
+        return await xml_response(headers, secrets.token_hex(16), _documents(rows))
+    return json_response(request, [JSON, *headers], orjson.dumps(rows))
+
+
+async def _documents(rows: Iterable[Mapping[str, Any]]) -> AsyncGenerator[tuple[str, bytes]]:
+    for row in rows:
+        yield row["00081190"]["Value"][0], to_xml(row)
 
 
 def json_response(request: Request, headers: list[tuple[bytes, bytes]], body: bytes) -> Response:
@@ -75,8 +85,21 @@ def json_response(request: Request, headers: list[tuple[bytes, bytes]], body: by
     return Response(200, headers, body)
 
 
-def not_json() -> NotAcceptable:
-    return NotAcceptable("This resource can be had as application/dicom+json.")
+async def xml_response(
+    headers: list[tuple[bytes, bytes]], boundary: str, documents: AsyncGenerator[tuple[str, bytes]]
+) -> Response:
+    """200 with the location and the XML of each data set as a part, sent as they come (XML-02)."""
+    location, document = await anext(documents)  # what fails here still gets its status
+    begun = part_head(boundary, DICOM_XML, location, len(document), first=True) + document
+
+    async def parts() -> AsyncGenerator[bytes]:
+        async with aclosing(documents):
+            yield begun
+            async for location, document in documents:
+                yield part_head(boundary, DICOM_XML, location, len(document), first=False) + document
+            yield closing(boundary)
+
+    return Response(200, [(b"content-type", content_type(DICOM_XML, boundary).encode()), *headers], parts())
 
 
 def read_query(request: Request, level: Level, study: str | None, series: str | None) -> DicomQuery:

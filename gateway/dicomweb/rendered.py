@@ -20,7 +20,7 @@ from ..domain.syntaxes import by_uid
 from ..services.retrieve import frame_indexes, in_order
 from .exchange import Request, Response
 from .multipart import boundary_for, closing, content_type, part_head
-from .params import PictureForm, Query, choose_picture, frame_numbers
+from .params import Accepts, PictureForm, Query, choose_picture, frame_numbers
 from .wado import COMMON, location_of, select
 
 PICTURES: Final = ("image/jpeg", "image/png", "image/gif")
@@ -32,6 +32,14 @@ _AHEAD: Final = 4
 """Pictures that are made while an earlier one is sent."""
 _CURVES: Final = {"linear": Curve.LINEAR, "linear-exact": Curve.LINEAR_EXACT, "sigmoid": Curve.SIGMOID}
 _NUMBER: Final = re.compile(r"[+-]?([0-9]{1,12}(\.[0-9]{0,12})?|\.[0-9]{1,12})([eE][+-]?[0-9]{1,2})?\Z")
+
+
+class Look(NamedTuple):
+    """How a picture is to be."""
+
+    window: Window | None
+    viewport: Viewport | None
+    quality: int
 
 
 class _Place(NamedTuple):
@@ -50,15 +58,22 @@ async def rendered(
     """Pictures (REND-01..09); a report as text, a document or a video as it is (REND-09)."""
     numbers = frame_numbers(frames) if frames is not None else None
     query = request.query
-    viewport, window, quality = _viewport(query), _window(query), _quality(query)
-    selected = await select(request, study, series, sop)
+    look = Look(_window(query), _viewport(query), quality_of(query, "quality"))
+    return await show(request, await select(request, study, series, sop), request.accepts, look, numbers)
+
+
+async def show(
+    request: Request, selected: Selected, accepts: Accepts, look: Look, numbers: Sequence[int] | None = None
+) -> Response:
+    """What was selected as it is to look; `numbers` are those of frames, from 1."""
+    window, viewport, quality = look
     for entry in selected.entries:
         if entry.sop_class.startswith(_PRESENTATION_STATES) and (window or (viewport and viewport.region)):
             raise InvalidInput("A presentation state has its own window and region: leave them out.")
     shown = [entry for entry in selected.entries if request.services.render.shows(entry)]
     if not shown:
-        return await _without_pictures(request, selected)
-    form = choose_picture(request.accepts, PICTURES)
+        return await _without_pictures(request, selected, accepts)
+    form = choose_picture(accepts, PICTURES)
     if form is None:
         raise _not_acceptable(PICTURES)
     wanted = Rendering(form.media_type, window, viewport, quality)
@@ -150,7 +165,7 @@ async def _answer(
     return Response(200, headers, parts())
 
 
-async def _without_pictures(request: Request, selected: Selected) -> Response:
+async def _without_pictures(request: Request, selected: Selected, accepts: Accepts) -> Response:
     """What is no image but can be shown: a report as text, a PDF or a video as it is (REND-01, REND-09)."""
     retrieve = request.services.retrieve
     for entry in selected.entries:
@@ -164,7 +179,7 @@ async def _without_pictures(request: Request, selected: Selected) -> Response:
             types = (_PDF,)
         else:
             continue
-        form = choose_picture(request.accepts, types)
+        form = choose_picture(accepts, types)
         if form is None:
             raise _not_acceptable(types)
         etag = f'"{selected.etag}-{zlib.crc32(f"{entry.sop_uid}{form}".encode()):08x}"'
@@ -214,12 +229,13 @@ def _given(query: Query, name: str) -> str | None:
     return value
 
 
-def _quality(query: Query) -> int:
-    value = _given(query, "quality")
+def quality_of(query: Query, name: str) -> int:
+    """The parameter of that name. Raises InvalidInput (REND-03)."""
+    value = _given(query, name)
     if value is None:
         return DEFAULT_QUALITY
     if not re.fullmatch(r"[0-9]{1,3}", value) or not 1 <= int(value) <= 100:
-        raise InvalidInput("quality must be a whole number from 1 to 100.")
+        raise InvalidInput(f"{name} must be a whole number from 1 to 100.")
     return int(value)
 
 

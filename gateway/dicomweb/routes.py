@@ -4,54 +4,155 @@ The application takes the whole path: `/dicomweb/...` is the default data store,
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
+import orjson
 import structlog
 from starlette.types import Receive, Scope, Send
 
 from ..domain.errors import GatewayError
-from . import problems, qido, rendered, stow, wado
+from ..domain.query import Level
+from ..domain.syntaxes import OCTETS, TABLE
+from . import problems, qido, removal, rendered, stow, uri, wado
+from .capabilities import (
+    ACCEPT,
+    CONFLICTS,
+    JSON,
+    PICTURE,
+    PLACE,
+    SEARCH,
+    THUMBNAIL,
+    URI,
+    VERSION,
+    WADL,
+    Operation,
+    keys,
+    openapi,
+    wadl,
+    wadl_as_json,
+)
 from .exchange import ClientGone, DicomwebServices, Request, Response
+from .params import DICOM, DICOM_JSON, DICOM_XML, ZIP, choose_first
 from .problems import HttpProblem
+from .rendered import PICTURES
 
 Handler = Callable[..., Awaitable[Response]]
 
 _SERIES = "/studies/{study}/series/{series}"
 _INSTANCE = _SERIES + "/instances/{sop}"
+_FRAMES = _INSTANCE + "/frames/{frames}"
 
-ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
+
+class Route(NamedTuple):
+    """Who answers a method of a resource, and what callers are told of it."""
+
+    handler: Handler
+    told: Operation
+
+
+_MODELS: Final = (DICOM_JSON, f'multipart/related; type="{DICOM_XML}"')
+_FILES: Final = (f'multipart/related; type="{DICOM}"', DICOM, ZIP)
+_KINDS: Final = tuple(dict.fromkeys(row.media_type for row in TABLE))
+_FRAME_KINDS: Final = (*(f'multipart/related; type="{kind}"' for kind in _KINDS), *_KINDS)
+_BULK_KINDS: Final = (f'multipart/related; type="{OCTETS}"', OCTETS)
+_BODIES: Final = (*(f'multipart/related; type="{kind}"' for kind in (DICOM, DICOM_JSON, DICOM_XML)), DICOM)
+_READ: Final = (*PLACE, VERSION, ACCEPT)
+
+
+def _search(handler: Handler, what: str, level: Level) -> Mapping[str, Route]:
+    return {"GET": Route(handler, Operation(f"Searches for {what}.", _MODELS, (*SEARCH, ACCEPT, *keys(level))))}
+
+
+def _read(handler: Handler, meaning: str, gives: tuple[str, ...]) -> Mapping[str, Route]:
+    return {"GET": Route(handler, Operation(meaning, gives, _READ))}
+
+
+def _delete(what: str) -> Mapping[str, Route]:
+    return {"DELETE": Route(removal.delete, Operation(f"Deletes {what}, for the time being.", (), (PLACE[0],)))}
+
+
+def _undelete(what: str) -> Mapping[str, Route]:
+    return {"POST": Route(removal.undelete, Operation(f"Puts {what} that was deleted back.", ()))}
+
+
+def _store(where: str) -> Mapping[str, Route]:
+    told = Operation(f"Stores instances{where}.", (DICOM_JSON, DICOM_XML), (ACCEPT,), _BODIES)
+    return {"POST": Route(stow.store, told)}
+
+
+def _pictures(of: str, resource: str) -> Mapping[str, Mapping[str, Route]]:
+    shown, small = (*PICTURES, "text/html", "text/plain", "text/xml", "application/pdf"), PICTURES
+    return {
+        f"{resource}/rendered": {
+            "GET": Route(
+                rendered.rendered, Operation(f"A picture of {of}; a report as text.", shown, (*PICTURE, *_READ))
+            )
+        },
+        f"{resource}/thumbnail": {
+            "GET": Route(
+                rendered.thumbnail, Operation(f"A small picture of {of}, without text.", small, (*THUMBNAIL, *_READ))
+            )
+        },
+    }
+
+
+async def capabilities(request: Request) -> Response:
+    """What the service offers, as WADL or as JSON (PS3.18 §8.9, CAP-01)."""
+    kind = choose_first(request.accepts, (WADL, JSON))
+    headers = [(b"content-type", kind.encode()), (b"allow", b"GET, HEAD, OPTIONS"), *qido.COMMON]
+    body = wadl(_TOLD, request.root) if kind == WADL else orjson.dumps(wadl_as_json(_TOLD, request.root))
+    return Response(200, headers, body)
+
+
+ROUTES: Final[Mapping[str, Mapping[str, Route]]] = {
+    "/": {
+        "OPTIONS": Route(capabilities, Operation("What the service offers.", (WADL, JSON), (ACCEPT,))),
+        "GET": Route(uri.instance, Operation("An instance or a picture of it, by WADO-URI.", uri.GIVES, URI)),
+    },
     # search (PS3.18 T10.6.1-1)
-    "/studies": {"GET": qido.studies, "POST": stow.store},
-    "/series": {"GET": qido.series},
-    "/instances": {"GET": qido.instances},
-    "/studies/{study}/series": {"GET": qido.series},
-    "/studies/{study}/instances": {"GET": qido.instances},
-    _SERIES + "/instances": {"GET": qido.instances},
+    "/studies": {**_search(qido.studies, "studies", Level.STUDY), **_store("")},
+    "/series": _search(qido.series, "series", Level.SERIES),
+    "/instances": _search(qido.instances, "instances", Level.INSTANCE),
+    "/studies/{study}/series": _search(qido.series, "series of a study", Level.SERIES),
+    "/studies/{study}/instances": _search(qido.instances, "instances of a study", Level.INSTANCE),
+    _SERIES + "/instances": _search(qido.instances, "instances of a series", Level.INSTANCE),
     # retrieve (PS3.18 T10.4.1-1..3)
-    "/studies/{study}": {"GET": wado.instances, "POST": stow.store},
-    "/studies/{study}/metadata": {"GET": wado.metadata},
-    _SERIES: {"GET": wado.instances},
-    _SERIES + "/metadata": {"GET": wado.metadata},
-    _INSTANCE: {"GET": wado.instances},
-    _INSTANCE + "/metadata": {"GET": wado.metadata},
-    _INSTANCE + "/frames/{frames}": {"GET": wado.frames},
-    _INSTANCE + "/bulkdata/{path}": {"GET": wado.bulk},
+    "/studies/{study}": {
+        **_read(wado.instances, "The instances of a study.", _FILES),
+        **_store(" of one study"),
+        **_delete("a study"),
+    },
+    "/studies/{study}/metadata": _read(wado.metadata, "The metadata of a study.", _MODELS),
+    _SERIES: {**_read(wado.instances, "The instances of a series.", _FILES), **_delete("a series")},
+    _SERIES + "/metadata": _read(wado.metadata, "The metadata of a series.", _MODELS),
+    _INSTANCE: {**_read(wado.instances, "An instance.", _FILES), **_delete("an instance")},
+    _INSTANCE + "/metadata": _read(wado.metadata, "The metadata of an instance.", _MODELS),
+    _FRAMES: _read(wado.frames, "Frames, numbered from 1, with commas between the numbers.", _FRAME_KINDS),
+    _INSTANCE + "/bulkdata/{path}": _read(wado.bulk, "The value that a BulkDataURI names.", _BULK_KINDS),
     # render (PS3.18 T10.4.1-3, T10.4.1-4)
-    "/studies/{study}/rendered": {"GET": rendered.rendered},
-    "/studies/{study}/thumbnail": {"GET": rendered.thumbnail},
-    _SERIES + "/rendered": {"GET": rendered.rendered},
-    _SERIES + "/thumbnail": {"GET": rendered.thumbnail},
-    _INSTANCE + "/rendered": {"GET": rendered.rendered},
-    _INSTANCE + "/thumbnail": {"GET": rendered.thumbnail},
-    _INSTANCE + "/frames/{frames}/rendered": {"GET": rendered.rendered},
-    _INSTANCE + "/frames/{frames}/thumbnail": {"GET": rendered.thumbnail},
+    **_pictures("a study", "/studies/{study}"),
+    **_pictures("a series", _SERIES),
+    **_pictures("an instance", _INSTANCE),
+    **_pictures("frames", _FRAMES),
     # beyond the standard
-    "/conflicts": {"GET": qido.conflicts},
+    "/studies/{study}/undelete": _undelete("a study"),
+    _SERIES + "/undelete": _undelete("a series"),
+    _INSTANCE + "/undelete": _undelete("an instance"),
+    "/conflicts": {
+        "GET": Route(qido.conflicts, Operation("What landed beside its primary image set.", (JSON,), CONFLICTS))
+    },
 }
 """Every second segment of a path is a word, the others are values. HEAD goes where GET goes."""
 
+_TOLD: Final = {path: {name: route.told for name, route in methods.items()} for path, methods in ROUTES.items()}
 
-def _table() -> dict[tuple[str, ...], tuple[tuple[str, ...], Mapping[str, Handler]]]:
+
+def description() -> bytes:
+    """The OpenAPI document of the table, in JSON."""
+    return orjson.dumps(openapi(_TOLD))
+
+
+def _table() -> dict[tuple[str, ...], tuple[tuple[str, ...], Mapping[str, Route]]]:
     table = {}
     for pattern, methods in ROUTES.items():
         segments = pattern.split("/")[1:]
@@ -99,17 +200,17 @@ class DicomwebApp:
         if not segments[-1] and len(segments) > 1:
             segments.pop()
         route = _TABLE.get((*segments[::2], str(len(segments))))
-        if route is None or not all(segments):
+        if route is None or (rest and not all(segments)):
             raise HttpProblem(404, "There is no such DICOMweb resource here.")
         names, methods = route
         method = "GET" if request.method == "HEAD" else request.method
-        handler = methods.get(method)
-        if handler is None:
-            allow = ", ".join([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"]).encode()
+        found = methods.get(method)
+        if found is None:
+            allow = ", ".join(dict.fromkeys([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"])).encode()
             if method == "OPTIONS":
                 return Response(204, [(b"allow", allow)])
             raise HttpProblem(405, f"{request.method[:16]} is not possible here.", {b"allow": allow})
-        return await handler(request, **dict(zip(names, segments[1::2], strict=True)))
+        return await found.handler(request, **dict(zip(names, segments[1::2], strict=True)))
 
 
 def _problem(status: int, body: bytes, headers: Mapping[bytes, bytes]) -> Response:
@@ -117,4 +218,4 @@ def _problem(status: int, body: bytes, headers: Mapping[bytes, bytes]) -> Respon
     return Response(status, [*common, *headers.items()], body)
 
 
-__all__ = ["ROUTES", "DicomwebApp", "DicomwebServices"]
+__all__ = ["ROUTES", "DicomwebApp", "DicomwebServices", "description"]

@@ -8,26 +8,28 @@ import orjson
 
 from ..domain.errors import InvalidInput
 from ..domain.model import Outcome
+from ..domain.native_model import to_xml
 from ..domain.syntaxes import OCTETS
 from ..ports import Buffer
 from ..services.store import Part
+from .apart import Apart
 from .exchange import Request, Response
 from .multipart import Reader
-from .params import DICOM, accepts_json, parameters_of, resource_url
+from .params import DICOM, DICOM_JSON, DICOM_XML, choose_model, parameters_of, resource_url
 from .problems import HttpProblem
-from .qido import COMMON, JSON, not_json
+from .qido import COMMON
 
 _TAKEN: Final = frozenset({DICOM, OCTETS, ""})
 """Media types of parts; what is in them is told by the bytes (STOW-06)."""
-_ACCEPTED: Final = f'multipart/related; type="{DICOM}", {DICOM}'
+_METADATA: Final = (DICOM_JSON, DICOM_XML)
+_ACCEPTED: Final = f'{DICOM}, ' + ", ".join(f'multipart/related; type="{kind}"' for kind in (DICOM, *_METADATA))
 _MAX_COMMENT: Final = 64
 """Characters of LO."""
 
 
 async def store(request: Request, study: str | None = None) -> Response:
     """Stores what the body holds, and says of each instance what became of it (STOW-10..13, STOW-18)."""
-    if not accepts_json(request.accepts):
-        raise not_json()  # before anything is stored (STOW-19)
+    model = choose_model(request.accepts)  # before anything is stored (STOW-19)
     parts = _parts(request)
     outcomes = await request.services.store.receive(
         request.datastore, parts, study_uid=study, principal=request.principal
@@ -37,10 +39,11 @@ async def store(request: Request, study: str | None = None) -> Response:
     root = request.root
     studies = {outcome.study_uid for outcome in outcomes if outcome.failure is None}
     url = resource_url(root, studies.pop() or "") if len(studies) == 1 else None
-    headers = [JSON, *COMMON]
+    headers = [(b"content-type", model.encode()), *COMMON]
     if url is not None:
         headers.append((b"content-location", url.encode("latin-1")))
-    return Response(status_of(outcomes), headers, orjson.dumps(response_module(outcomes, root, url)))
+    module = response_module(outcomes, root, url)
+    return Response(status_of(outcomes), headers, to_xml(module) if model == DICOM_XML else orjson.dumps(module))
 
 
 def _parts(request: Request) -> AsyncIterator[Part | Buffer]:
@@ -52,12 +55,13 @@ def _parts(request: Request) -> AsyncIterator[Part | Buffer]:
     root_type = parameters_of(parameters.get("type", DICOM))[0]
     if kind == DICOM:
         return _single(request)
-    if kind != "multipart/related" or root_type not in (DICOM, OCTETS):
+    if kind != "multipart/related" or root_type not in (DICOM, OCTETS, *_METADATA):
         raise HttpProblem(415, f"Send {_ACCEPTED}.", {b"accept": _ACCEPTED.encode()})
     boundary = parameters.get("boundary", "")
     if not boundary:
         raise InvalidInput("The Content-Type names no boundary.")
-    return _several(request, Reader(boundary.encode("latin-1")))
+    reader = Reader(boundary.encode("latin-1"))
+    return _apart(request, reader) if root_type in _METADATA else _several(request, reader)
 
 
 async def _single(request: Request) -> AsyncIterator[Part | Buffer]:
@@ -89,6 +93,30 @@ async def _several(request: Request, reader: Reader) -> AsyncIterator[Part | Buf
     reader.close()
 
 
+async def _apart(request: Request, reader: Reader) -> AsyncIterator[Part | Buffer]:
+    """Metadata and bulk data, put together when all is there; instances among them as they come (STOW-03, STOW-04)."""
+    number = 0
+    with Apart(f"{request.root}/studies", request.services.decode, request.services.temporary) as apart:
+        collecting = False
+        async for chunk in request.body():
+            for event in reader.feed(chunk):
+                if isinstance(event, Mapping):
+                    number += 1
+                    kind, parameters = parameters_of(event.get("content-type", ""))
+                    collecting = kind != DICOM
+                    if collecting:
+                        apart.begin(f"part {number}", kind, parameters, event.get("content-location"))
+                    else:
+                        yield Part(f"part {number}")
+                elif collecting:
+                    await apart.write(event)
+                else:
+                    yield event
+        reader.close()
+        async for piece in apart.instances():
+            yield piece
+
+
 def status_of(outcomes: Sequence[Outcome]) -> int:
     """200 all stored without a warning, 202 some, 409 none (STOW-10)."""
     if all(outcome.failure is not None for outcome in outcomes):
@@ -97,7 +125,7 @@ def status_of(outcomes: Sequence[Outcome]) -> int:
 
 
 def response_module(outcomes: Sequence[Outcome], root: str, study_url: str | None) -> dict[str, Any]:
-    """The Store Instances Response Module in DICOM JSON (PS3.18 I.1, STOW-12, STOW-13).
+    """The Store Instances Response Module in DICOM JSON (PS3.18 I.1, STOW-12, STOW-13, STOW-23).
 
     `root` ends before `/studies`; `study_url` is None when the instances are of several studies. A failed item says
     in Error Comment (0000,0902) what is wrong, as peers do.

@@ -1,6 +1,11 @@
 """WADO-RS: instances, metadata, frames and bulk data (PS3.18 §10.4, WADO-01..11, BULK-01..03)."""
 
+import asyncio
+import hashlib
+import io
+import json
 import re
+import zipfile
 import zlib
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
@@ -8,17 +13,23 @@ from typing import Final
 
 from ..domain.errors import InvalidInput, NotAcceptable, NotFound
 from ..domain.model import Entry, Selected
+from ..domain.native_model import to_xml
 from ..domain.pixels import DOUBLE_FLOAT_PIXEL_DATA, FLOAT_PIXEL_DATA, PIXEL_DATA
 from ..domain.syntaxes import EXPLICIT_LE, OCTETS, TABLE
+from ..ports import Buffer
 from ..services.retrieve import Opened, Wanted, frame_indexes
 from .exchange import Request, Response
 from .multipart import boundary_for, closing, content_type, part_head
 from .params import (
     DICOM,
+    DICOM_XML,
+    ZIP,
+    Accepts,
     Form,
-    accepts_json,
+    archive_of,
     bulk_forms,
     choose,
+    choose_model,
     frame_forms,
     frame_numbers,
     instance_forms,
@@ -27,7 +38,7 @@ from .params import (
     selection,
 )
 from .problems import HttpProblem
-from .qido import JSON, not_json
+from .qido import JSON, xml_response
 
 COMMON: Final = [(b"vary", b"Accept, Accept-Encoding, Origin"), (b"cache-control", b"private, no-cache")]
 _BYTES: Final = (b"accept-ranges", b"bytes")
@@ -36,6 +47,9 @@ _PIXELS: Final = frozenset(f"{tag:08X}" for tag in (PIXEL_DATA, FLOAT_PIXEL_DATA
 _DOCUMENT: Final = "00420011"
 _GATHERED_BYTES: Final = 64 << 20
 """Up to which frames are put together before they are sent, so that their length is known and ranges are served."""
+_DOCUMENTS_AT_ONCE: Final = 16
+_ZIP_SMALL: Final = (2 << 30) - (1 << 20)
+"""Bytes of a file up to which an archive can be read by programs that do not know ZIP64."""
 _LARGE_BYTES: Final = 256 << 10
 """From which on a piece is sent by itself."""
 _WITHOUT_PIXELS: Final = (EXPLICIT_LE, *(row.uid for row in TABLE if row.encapsulated))
@@ -43,46 +57,57 @@ _WITHOUT_PIXELS: Final = (EXPLICIT_LE, *(row.uid for row in TABLE if row.encapsu
 
 
 async def metadata(request: Request, study: str, series: str | None = None, sop: str | None = None) -> Response:
-    """DICOM JSON of a study, series or instance, ready as stored: joined, not parsed (WADO-04, CACHE-01)."""
+    """DICOM JSON of a study, series or instance, ready as stored: joined, not parsed (WADO-04, CACHE-01).
+
+    As XML, one document an instance, made while they are sent (XML-01, XML-02).
+    """
     selected = await select(request, study, series, sop)
-    if not accepts_json(request.accepts):
-        raise not_json()
+    xml = choose_model(request.accepts) == DICOM_XML
     root = request.root
-    gzip = request.wants_gzip
+    gzip = request.wants_gzip and not xml
     # The bulk data URIs hold the root, so it is a part of the representation.
-    etag = f'"{selected.etag}-{zlib.crc32(root.encode()):08x}{"-gzip" if gzip else ""}"'
-    headers = [JSON, *COMMON, (b"etag", etag.encode())]
+    etag = f'"{selected.etag}-{zlib.crc32(root.encode()):08x}{"-xml" if xml else "-gzip" if gzip else ""}"'
+    headers = [*COMMON, (b"etag", etag.encode())]
     if request.unchanged(etag):
         return Response(304, headers)
+    if xml:
+        return await xml_response(headers, boundary_for(etag), _documents(request, selected))
+    headers.append(JSON)
     document = await request.services.retrieve.metadata(selected, root, gzip=gzip)
     if document.gzip:
         headers.append((b"content-encoding", b"gzip"))
     return Response(200, headers, document.body)
 
 
+async def _documents(request: Request, selected: Selected) -> AsyncGenerator[tuple[str, bytes]]:
+    """The location and the XML of each instance's metadata, some of which are read at once."""
+    retrieve, root = request.services.retrieve, request.root
+    for start in range(0, len(selected.entries), _DOCUMENTS_AT_ONCE):
+        some = Selected(selected.entries[start : start + _DOCUMENTS_AT_ONCE], selected.etag)
+        document = await retrieve.metadata(some, root, gzip=False)
+        written = await asyncio.to_thread(_as_xml, document.body)
+        for entry, instance in zip(some.entries, written, strict=True):
+            yield f"{location_of(root, entry)}/metadata", instance
+
+
+def _as_xml(text: bytes) -> list[bytes]:
+    """Each of the data sets. Numbers stay the text that they are: a float has other digits. *Blocking.*"""
+    return [to_xml(instance) for instance in json.loads(text, parse_float=str, parse_int=str)]
+
+
 async def instances(request: Request, study: str, series: str | None = None, sop: str | None = None) -> Response:
-    """Part 10 files of a study, series or instance, each in the transfer syntax chosen for it (NEG-14, WADO-02)."""
-    retrieve = request.services.retrieve
+    """Part 10 files of a study, series or instance, each in the transfer syntax chosen for it (NEG-14, WADO-02); in an
+    archive for who asks for one (NEG-16)."""
     selected = await select(request, study, series, sop)
-    multipart = sop is None
-    wanted: list[Wanted] = []
-    accepts = request.accepts
-    chosen: dict[tuple[str, ...], Form | None] = {}  # most series have one kind of instances
-    for entry in selected.entries:
-        has_pixels = entry.stored_syntax is not None
-        offers = retrieve.offers(entry) if has_pixels else _WITHOUT_PIXELS
-        forms = instance_forms(offers)
-        if offers not in chosen:
-            chosen[offers] = choose(accepts, forms)
-        form = chosen[offers]
-        if form is None:
-            raise _not_acceptable("The instance" if sop else "An instance of it", forms if has_pixels else forms[:1])
-        multipart = multipart or form.multipart
-        if has_pixels:
-            or_stored = form.syntax != offers[0] and choose(accepts, instance_forms(offers[:1])) is not None
-            wanted.append(Wanted(entry, form.syntax, or_stored))
-        else:
-            wanted.append(Wanted(entry, EXPLICIT_LE))
+    if (accepts := archive_of(request.accepts)) is not None:
+        return await _archive(request, selected, accepts, sop or series or study)
+    return await files(request, selected, request.accepts, multipart=sop is None)
+
+
+async def files(request: Request, selected: Selected, accepts: Accepts, *, multipart: bool) -> Response:
+    """Part 10 files as parts; of one instance also without parts, where `multipart` need not be."""
+    wanted, multipart = _wanted(request, selected, accepts, multipart)
+    retrieve = request.services.retrieve
     fingerprint = zlib.crc32("".join(each.syntax for each in wanted).encode())
     etag = f'"{selected.etag}-{fingerprint:08x}{"-multipart" if multipart else ""}"'
     headers = [*COMMON, (b"etag", etag.encode())]
@@ -90,8 +115,8 @@ async def instances(request: Request, study: str, series: str | None = None, sop
         return Response(304, headers)
     root = request.root
     measured = await retrieve.measured(wanted) if len(wanted) > 1 else None
-    files = retrieve.instances(measured or wanted)
-    batch = await anext(files)  # what fails here still gets its status
+    opened = retrieve.instances(measured or wanted)
+    batch = await anext(opened)  # what fails here still gets its status
     first = batch[0]
     if not multipart:
         headers += [
@@ -105,7 +130,97 @@ async def instances(request: Request, study: str, series: str | None = None, sop
         head = _instance_head(root, boundary, wanted[0].entry, first.syntax, first.length, 0)
         return _streamed(headers, head, first, closing(boundary))
     length = None if measured is None else _measured_length(root, boundary, measured)
-    return Response(200, headers, _instance_parts(root, boundary, wanted, batch, files), length)
+    return Response(200, headers, _instance_parts(root, boundary, wanted, batch, opened), length)
+
+
+def _wanted(
+    request: Request, selected: Selected, accepts: Accepts, multipart: bool
+) -> tuple[list[Wanted], bool]:
+    """The transfer syntax chosen for each instance, and whether parts are. Raises NotAcceptable."""
+    retrieve = request.services.retrieve
+    wanted: list[Wanted] = []
+    chosen: dict[tuple[str, ...], Form | None] = {}  # most series have one kind of instances
+    for entry in selected.entries:
+        has_pixels = entry.stored_syntax is not None
+        offers = retrieve.offers(entry) if has_pixels else _WITHOUT_PIXELS
+        forms = instance_forms(offers)
+        if offers not in chosen:
+            chosen[offers] = choose(accepts, forms)
+        form = chosen[offers]
+        if form is None:
+            what = "The instance" if len(selected.entries) == 1 else "An instance of it"
+            raise _not_acceptable(what, forms if has_pixels else forms[:1])
+        multipart = multipart or form.multipart
+        if has_pixels:
+            or_stored = form.syntax != offers[0] and choose(accepts, instance_forms(offers[:1])) is not None
+            wanted.append(Wanted(entry, form.syntax, or_stored))
+        else:
+            wanted.append(Wanted(entry, EXPLICIT_LE))
+    return wanted, multipart
+
+
+async def _archive(request: Request, selected: Selected, accepts: Accepts, uid: str) -> Response:
+    """A ZIP archive of Part 10 files, named by their UIDs: the same bytes each time."""
+    wanted, _ = _wanted(request, selected, accepts, False)
+    fingerprint = zlib.crc32("".join(each.syntax for each in wanted).encode())
+    etag = f'"{selected.etag}-{fingerprint:08x}-zip"'
+    headers = [*COMMON, (b"etag", etag.encode())]
+    if request.unchanged(etag):
+        return Response(304, headers)
+    named = f'attachment; filename="{_file_name(uid)}.zip"'
+    headers += [(b"content-type", ZIP.encode()), (b"content-disposition", named.encode())]
+    opened = request.services.retrieve.instances(wanted)
+    batch = await anext(opened)  # what fails here still gets its status
+    return Response(200, headers, _archived(wanted, batch, opened))
+
+
+async def _archived(
+    wanted: Sequence[Wanted], first: Sequence[Opened], others: AsyncGenerator[Sequence[Opened]]
+) -> AsyncGenerator[bytes]:
+    """Stored, not deflated: frames are compressed, or would be in their transfer syntax."""
+    out = _Pieces()
+    entries = iter(wanted)
+    async with aclosing(others):
+        with zipfile.ZipFile(out, "w") as archive:
+            batch: Sequence[Opened] | None = first
+            while batch is not None:
+                for file in batch:
+                    entry = next(entries).entry
+                    name = f"{_file_name(entry.series_uid)}/{_file_name(entry.sop_uid)}.dcm"
+                    large = file.length is None or file.length > _ZIP_SMALL
+                    with archive.open(zipfile.ZipInfo(name), "w", force_zip64=large) as member:
+                        for piece in file.start:
+                            member.write(piece)
+                        yield out.taken()
+                        if file.rest is not None:
+                            async for piece in file.rest:
+                                member.write(piece)
+                                yield out.taken()
+                batch = await anext(others, None)
+        yield out.taken()
+
+
+class _Pieces(io.RawIOBase):
+    """What an archive has been written to since it was taken from last. It cannot seek: sizes follow the files."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Buffer) -> int:  # type: ignore[override]
+        self._pieces.append(bytes(data))
+        return len(data)
+
+    def taken(self) -> bytes:
+        pieces, self._pieces = self._pieces, []
+        return b"".join(pieces)
+
+
+def _file_name(uid: str) -> str:
+    """What was received as a UID and is none may hold anything, also a path."""
+    return uid if is_uid(uid) and uid.strip(".") else hashlib.sha256(uid.encode()).hexdigest()[:32]
 
 
 async def frames(request: Request, study: str, series: str, sop: str, frames: str) -> Response:

@@ -22,8 +22,8 @@ def build_app(
 
     `/changes`, `/datastore/{id}/changes` and `/datastore/{id}/imageSet/{id}/diff` are history's,
     `/dicomweb/...` and `/datastore/{id}/{studies,series,instances,conflicts}...` are DICOMweb's, `/livez`, `/readyz`,
-    `/metrics`, `/queue` and `/quarantine...` the operator's, and all else the HealthImaging API's; the Host header
-    routes nothing.
+    `/metrics`, `/queue`, `/openapi.json` and `/quarantine...` the operator's, and all else the HealthImaging API's; the
+    Host header routes nothing.
     """
     faces = {
         Face.DICOMWEB: dicomweb,

@@ -1,4 +1,4 @@
-"""`/livez`, `/readyz`, `/metrics` and `/queue`: what a machine that watches over the gateway asks."""
+"""`/livez`, `/readyz`, `/metrics` and `/queue`: what a machine that watches over the gateway asks; `/openapi.json`."""
 
 import asyncio
 import shutil
@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 import orjson
 
 from .. import __version__, telemetry
+from ..dicomweb.routes import description
 from ..domain.errors import GatewayError
 from .problems import Receive, Refusal, Scope, Send, refuse
 
@@ -54,6 +55,7 @@ class Operations:
             "/readyz": self._ready,
             "/metrics": self._metrics,
             "/queue": self._queue,
+            "/openapi.json": self._openapi,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,6 +107,9 @@ class Operations:
             work = {}  # what the processes counted is still worth having
         text = await asyncio.to_thread(telemetry.exposition, work, self._processes())
         return 200, telemetry.METRICS_TYPE, text
+
+    async def _openapi(self) -> tuple[int, str, bytes]:
+        return 200, "application/json", description()
 
     async def _queue(self) -> tuple[int, str, bytes]:
         try:

@@ -15,11 +15,12 @@ MAX_TARGET_BYTES: Final = 65_536
 """Of path and query together: long enough for a UID list of a thousand."""
 _MAX_ROUTES: Final = 200
 
-_DICOM_WORDS = {"studies", "series", "instances", "metadata", "frames", "bulkdata", "conflicts", "changes"}
+_DICOM_WORDS = {"studies", "series", "instances", "metadata", "frames", "bulkdata", "conflicts", "changes", "undelete"}
 _API_WORDS = {"datastore", "imageSet", "searchImageSets", "startDICOMImportJob", "getDICOMImportJob"}
 _API_WORDS |= {f"{verb}ImageSet" for verb in ("get", "copy", "delete")} | {"getImageSetMetadata", "getImageFrame"}
 _API_WORDS |= {"updateImageSetMetadata", "listImageSetVersions", "listDICOMImportJobs", "tags", "diff"}
-_WORDS = frozenset({"dicomweb", "livez", "readyz", "metrics", "queue", "quarantine"} | _DICOM_WORDS | _API_WORDS)
+_OUR_WORDS = {"dicomweb", "livez", "readyz", "metrics", "queue", "quarantine", "openapi.json"}
+_WORDS = frozenset(_OUR_WORDS | _DICOM_WORDS | _API_WORDS)
 
 _TOO_LONG = Refusal(
     414, "uri-too-long", "ValidationException", f"The request's path and query exceed {MAX_TARGET_BYTES} bytes."

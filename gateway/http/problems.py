@@ -27,7 +27,7 @@ class Face(Enum):
     API = "api"
 
 
-OPERATIONS: Final = frozenset({"/livez", "/readyz", "/metrics", "/queue"})
+OPERATIONS: Final = frozenset({"/livez", "/readyz", "/metrics", "/queue", "/openapi.json"})
 _RESOURCES: Final = frozenset({"studies", "series", "instances", "conflicts"})
 """What DICOMweb has under a data store; all other names there are the API's."""
 
@@ -46,7 +46,8 @@ def face_of(path: str) -> Face:
         resource = path.split("/")[3:]
         if resource == ["changes"] or (len(resource) == 3 and resource[0] == "imageSet" and resource[2] == "diff"):
             return Face.HISTORY
-        return Face.DICOMWEB if resource and resource[0] in _RESOURCES else Face.API
+        # The base itself has a slash at its end here: without one it is the API's data store.
+        return Face.DICOMWEB if resource == [""] or (resource and resource[0] in _RESOURCES) else Face.API
     return Face.API
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ..domain.errors import Unavailable
@@ -24,6 +24,9 @@ class Part:
     """How answers call it when its bytes do not say what it is, e.g. `part 3`."""
     refusal: str | None = None
     """Why it is not taken; its bytes are passed over."""
+    sop_class: str | None = None
+    sop_uid: str | None = None
+    """Of what is refused, where that is known."""
 
 
 class Store:
@@ -60,7 +63,8 @@ class Store:
                         self._end(current, written, outcomes, staged)
                     current, written = None, 0
                     if piece.refusal is not None:
-                        outcomes.append(_refused(f"{piece.name}: {piece.refusal}"))
+                        message = f"{piece.name}: {piece.refusal}"
+                        outcomes.append(replace(_refused(message), sop_class=piece.sop_class, sop_uid=piece.sop_uid))
                         continue
                     origin = Origin(datastore, "stow", study_uid=study_uid, principal=principal, name=piece.name)
                     current = self._staging.open(origin)

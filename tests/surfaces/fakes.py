@@ -29,7 +29,7 @@ from adapters.codecs.registry import Codecs
 from adapters.codecs.rendering import Pictures
 from gateway.dicomweb.routes import DicomwebApp, DicomwebServices
 from gateway.domain.encapsulation import unpack_bits_frames
-from gateway.domain.errors import NotAcceptable, NotFound
+from gateway.domain.errors import Corrupt, NotAcceptable, NotFound
 from gateway.domain.ids import DatastoreId, ImageSetId, JobId, new_id
 from gateway.domain.matching import conditions, fulfils
 from gateway.domain.model import (
@@ -60,6 +60,7 @@ from gateway.domain.query import (
 )
 from gateway.domain.syntaxes import EXPLICIT_LE, HTJ2K_LOSSLESS_RPCL, JPEG_BASELINE, KEPT_AS_IS, by_uid
 from gateway.ports import Buffer
+from gateway.services.removal import Removal
 from gateway.services.render import Render
 from gateway.services.retrieve import Retrieve
 from gateway.services.store import Store
@@ -338,6 +339,14 @@ def decode_foreign(data: bytes, syntax: str, format: PixelFormat) -> bytes:
 # --- in -----------------------------------------------------------------------------------------------------------
 
 
+def decode_picture(data: bytes, syntax: str, format: PixelFormat) -> bytes:
+    """What the decode processes do, in this one."""
+    try:
+        return Codecs([]).decode(data, syntax, format)
+    except Corrupt as fault:
+        raise NotAcceptable(fault.detail) from None
+
+
 @dataclass
 class FakeSink:
     """Collects one instance; what was aborted is gone from its staging."""
@@ -498,6 +507,8 @@ def surface(data_sets: Iterable[Dataset] = (), *, timeout_s: float = 5.0, **sett
         store=Store(staging, intake, timeout_s=timeout_s),
         search=backend,
         intake=intake,
+        decode=decode_picture,
+        removal=Removal(backend, None, None),  # type: ignore[arg-type]  the fakes have no image sets
         **settings,
     )
     return Surface(backend, staging, intake, DicomwebApp(services))

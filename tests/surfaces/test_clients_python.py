@@ -110,6 +110,60 @@ def test_dicomweb_client(web: DICOMwebClient) -> None:
     assert b"".join(web.iter_bulkdata(uri)) == b"".join(expected)
 
 
+def test_no_call_of_dicomweb_client_is_left_out(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: set[str] = set()
+    offered = {name for name in vars(DICOMwebClient) if not name.startswith("_")}
+    for base in DICOMwebClient.__mro__[1:-1]:
+        offered |= {name for name in vars(base) if not name.startswith("_") and callable(getattr(base, name))}
+
+    class Counting(DICOMwebClient):  # type: ignore[misc]
+        def __getattribute__(self, name: str) -> Any:
+            if name in offered:
+                called.add(name)
+            return super().__getattribute__(name)
+
+    web = Counting(f"{gateway.http}/dicomweb")
+    web.set_chunk_size(1000)  # of what is stored and of what is read: chunked both ways
+    web.set_http_retry_params(retry=True, max_attempts=3, wait_exponential_multiplier=10)
+    multi = made(STUDY, uid(41, 2), uid(41, 2, 1), pixels(9, frames=4), Modality="MR", SeriesNumber=2)
+    assert len(web.store_instances([*slices(), multi]).ReferencedSOPSequence) == 4
+    assert len(web.search_for_studies(additional_params={"StudyInstanceUID": STUDY})) == 1
+    assert len(web.search_for_series(STUDY)) == 2
+    assert len(web.search_for_instances(STUDY, SERIES)) == 3
+    assert web.lookup_tag("PatientName") == "00100010"
+    assert web.lookup_keyword("00100010") == "PatientName"
+
+    one, frames = (STUDY, SERIES, SOPS[0]), (STUDY, uid(41, 2), uid(41, 2, 1))
+    expected = [frame.tobytes() for frame in pixels(9, frames=4)]
+    assert len(web.retrieve_study_metadata(STUDY)) == 4
+    assert len(web.retrieve_series_metadata(STUDY, SERIES)) == 3
+    uri = web.retrieve_instance_metadata(*frames)["7FE00010"]["BulkDataURI"]
+    # It takes a range for one of the whole body, parts and all: a shorter one it cannot read itself.
+    assert web.retrieve_bulkdata(uri, byte_range=(0, 1 << 20)) == web.retrieve_bulkdata(uri)
+    assert b"".join(web.retrieve_bulkdata(uri)) == b"".join(web.iter_bulkdata(uri)) == b"".join(expected)
+    assert len(web.retrieve_study(STUDY)) == len([*web.iter_study(STUDY)]) == 4
+    assert len(web.retrieve_series(STUDY, SERIES)) == len([*web.iter_series(STUDY, SERIES)]) == 3
+    assert web.retrieve_instance(*one).SOPInstanceUID == SOPS[0]
+    assert web.retrieve_instance_frames(*frames, frame_numbers=[1, 4]) == [expected[0], expected[3]]
+    assert [*web.iter_instance_frames(*frames, frame_numbers=[2])] == [expected[1]]
+
+    png = ("image/png",)
+    for picture in (
+        web.retrieve_series_rendered(STUDY, SERIES, media_types=png),
+        web.retrieve_instance_rendered(*one, media_types=png, params={"viewport": "16,16"}),
+        web.retrieve_instance_frames_rendered(*frames, frame_numbers=[2], media_types=png),
+    ):
+        assert picture.startswith(b"\x89PNG")
+
+    web.delete_instance(*one)
+    assert len(web.search_for_instances(STUDY, SERIES)) == 2
+    web.delete_series(STUDY, SERIES)
+    assert len(web.search_for_series(STUDY)) == 1
+    web.delete_study(STUDY)
+    assert web.search_for_studies() == []
+    assert offered - called <= {"base_url", "scheme", "host", "port", "protocol", "url_prefix", "authorized"}
+
+
 def test_a_second_sending_makes_no_version_and_a_changed_one_makes_the_second(
     gateway: RunningGateway, web: DICOMwebClient, aws: Any
 ) -> None:

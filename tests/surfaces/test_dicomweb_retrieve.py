@@ -4,7 +4,9 @@ import asyncio
 import hashlib
 import http.client
 import io
+import re
 import socket
+import zipfile
 from contextlib import aclosing, closing
 from dataclasses import replace
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from pydicom.config import disable_value_validation
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
@@ -21,6 +24,7 @@ from structlog.testing import capture_logs
 from gateway.dicomweb.exchange import Request
 from gateway.domain.errors import Corrupt, NotAcceptable
 from gateway.domain.model import Frame
+from gateway.domain.native_model import from_xml
 from gateway.domain.pixels import PixelFormat
 from gateway.domain.syntaxes import EXPLICIT_LE, HTJ2K_LOSSLESS_RPCL, JPEG_2000_LOSSLESS, JPEG_BASELINE
 from gateway.http.server import serve
@@ -95,6 +99,30 @@ def test_metadata_goes_out_compressed_and_is_not_sent_twice() -> None:
         assert (again.status_code, again.content) == (304, b"")
         assert again.headers["etag"] == plain.headers["etag"]
     assert on.get(INSTANCE + "/metadata", If_None_Match=packed.headers["etag"]).status_code == 200
+
+
+def test_metadata_as_xml() -> None:
+    data_sets = [made(number, WindowCenter="1.50") for number in range(1, 20)]
+    data_sets[0].add_new(0x00990010, "LO", "ACME")
+    data_sets[0].add_new(0x00991001, "LO", "private")
+    on = surface(data_sets)
+    accept = 'multipart/related; type="application/dicom+xml"'
+    answer = on.get(SERIES + "/metadata", accept)
+    assert answer.headers["content-type"].startswith(f"{accept}; boundary=")
+    documents = on.get(SERIES + "/metadata").json()
+    parts = split(answer)
+    assert len(parts) == len(documents) == 19
+    for (head, body), expected in zip(parts, documents, strict=True):
+        assert head["Content-Type"] == "application/dicom+xml"
+        assert head["Content-Location"].endswith(f"/{expected['00080018']['Value'][0]}/metadata")
+        read = from_xml(body)
+        assert read.keys() == expected.keys()
+        assert read["00281050"] == {"vr": "DS", "Value": ["1.5"]}  # as the stored JSON has it
+        assert read["7FE00010"] == expected["7FE00010"]
+    assert b'tag="00990001" vr="LO" privateCreator="ACME"' in parts[0][1]
+    assert on.get(SERIES + "/metadata", accept, If_None_Match=answer.headers["etag"]).status_code == 304
+    assert on.get(SERIES + "/metadata", If_None_Match=answer.headers["etag"]).status_code == 200
+    assert on.ask("HEAD", SERIES + "/metadata", headers={"Accept": accept}).status_code == 200
 
 
 def test_the_public_url_is_what_payloads_name() -> None:
@@ -501,7 +529,7 @@ def test_methods() -> None:
     head = on.ask("HEAD", INSTANCE + "/metadata")
     assert (head.status_code, head.content) == (200, b"")
     assert int(head.headers["content-length"]) == len(on.get(INSTANCE + "/metadata").content)
-    refused = on.ask("DELETE", INSTANCE)
+    refused = on.ask("DELETE", INSTANCE + "/metadata")
     assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
     assert on.ask("POST", SERIES).status_code == 405
     options = on.ask("OPTIONS", "/dicomweb/studies")
@@ -728,3 +756,55 @@ def test_one_instance_that_cannot_be_decoded_among_others() -> None:
     assert asyncio.run(syntaxes(True)) == [EXPLICIT_LE, EXPLICIT_LE, JPEG_BASELINE, EXPLICIT_LE]
     with pytest.raises(NotAcceptable):
         asyncio.run(syntaxes(False))
+
+
+# --- archives --------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_as_an_archive() -> None:
+    sources = [made(1, NumberOfFrames=3), made(2), made(3, SeriesInstanceUID="1.2.3.5"), document(4)]
+    on = surface(sources)
+    answer = on.get("/dicomweb/studies/1.2.3", "application/zip")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/zip")
+    assert answer.headers["content-disposition"] == 'attachment; filename="1.2.3.zip"'
+    archive = zipfile.ZipFile(io.BytesIO(answer.content))
+    assert archive.testzip() is None
+    assert sorted(archive.namelist()) == sorted(f"{s.SeriesInstanceUID}/{s.SOPInstanceUID}.dcm" for s in sources)
+    for source in sources:
+        read = pydicom.dcmread(archive.open(f"{source.SeriesInstanceUID}/{source.SOPInstanceUID}.dcm"))
+        assert read.file_meta.TransferSyntaxUID == EXPLICIT_LE
+        assert read.get("PixelData") == source.get("PixelData")
+    assert on.get("/dicomweb/studies/1.2.3", "application/zip").content == answer.content
+    assert on.get("/dicomweb/studies/1.2.3", "application/zip", If_None_Match=answer.headers["etag"]).status_code == 304
+    assert len(zipfile.ZipFile(io.BytesIO(on.get(f"{SERIES}?accept=application/zip").content)).namelist()) == 3
+
+
+def test_the_transfer_syntax_in_an_archive() -> None:
+    on = surface([made(1), jpeg_instance(2)])
+    stored = on.get(SERIES, "application/zip; transfer-syntax=*")
+    archive = zipfile.ZipFile(io.BytesIO(stored.content))
+    syntaxes = [pydicom.dcmread(archive.open(name)).file_meta.TransferSyntaxUID for name in archive.namelist()]
+    assert syntaxes == [RPCL, "1.2.840.10008.1.2.4.50"]
+    assert on.get(SERIES, "application/zip; transfer-syntax=1.2.840.10008.1.2.4.57").status_code == 406
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("application/zip, */*", "multipart/related"),
+        ("*/*", "multipart/related"),
+        ("application/zip, */*;q=0.5", "application/zip"),
+        ("application/zip;q=0, */*", "multipart/related"),
+        ('application/zip;q=0.5, multipart/related; type="application/dicom"', "multipart/related"),
+    ],
+)
+def test_an_archive_is_for_who_asks_for_it(accept: str, kind: str) -> None:
+    assert surface([made(1)]).get(SERIES, accept).headers["content-type"].startswith(kind)
+
+
+def test_names_in_an_archive_are_no_paths() -> None:
+    with disable_value_validation():
+        on = surface([made(1, SOPInstanceUID="../../evil"), made(2, SOPInstanceUID="..")])
+        names = zipfile.ZipFile(io.BytesIO(on.get(SERIES, "application/zip").content)).namelist()
+    assert all(re.fullmatch(r"1\.2\.3\.4/[0-9a-f]{32}\.dcm", name) for name in names)
+    assert len(set(names)) == 2

@@ -9,8 +9,9 @@ from gateway.dicomweb.qido import read_query
 from gateway.domain.errors import InvalidInput
 from gateway.domain.ids import ImageSetId
 from gateway.domain.model import ConflictEntry
+from gateway.domain.native_model import from_xml
 from gateway.domain.query import DicomQuery, Key, Level
-from tests.surfaces.fakes import DATASTORE, made, surface
+from tests.surfaces.fakes import DATASTORE, made, split, surface
 
 OHIF_LIST = "limit=101&offset=0&fuzzymatching=false&includefield=00081030%2C00080060%2C00080090%2C00100030"
 
@@ -158,7 +159,7 @@ def test_accept() -> None:
     on = surface([made(1)])
     for accept in (None, "application/json", "application/dicom+json, application/json", "*/*"):
         assert on.get("/dicomweb/studies", accept).headers["content-type"] == "application/dicom+json"
-    assert on.get("/dicomweb/studies", "application/dicom+xml").status_code == 406
+    assert on.get("/dicomweb/studies", "text/html").status_code == 406
     many = surface([made(number, StudyInstanceUID=f"1.2.{number}") for number in range(1, 9)])
     packed = many.ask("GET", "/dicomweb/studies", headers={"Accept-Encoding": "gzip"})
     assert packed.headers["content-encoding"] == "gzip"
@@ -196,3 +197,17 @@ def test_conflicts() -> None:
     assert len(last["conflicts"]) == 1
     assert "nextToken" not in last
     assert on.get(f"/datastore/{DATASTORE}/conflicts?maxResults=0").status_code == 400
+
+
+def test_rows_as_xml() -> None:
+    on = surface([made(1), made(2, StudyInstanceUID="1.2.9", PatientName="Jörg^Anna")])
+    for accept in ('multipart/related; type="application/dicom+xml"', "application/dicom+xml"):
+        answer = on.get("/dicomweb/studies?limit=5", accept)
+        assert answer.headers["content-type"].startswith('multipart/related; type="application/dicom+xml"; boundary=')
+        parts = split(answer)
+        rows = on.get("/dicomweb/studies?limit=5").json()
+        assert [head["Content-Location"] for head, _ in parts] == [row["00081190"]["Value"][0] for row in rows]
+        names = [from_xml(body)["00100010"]["Value"] for _, body in parts]
+        assert names == [row["00100010"]["Value"] for row in rows]
+    nothing = on.get("/dicomweb/studies?PatientID=none", "application/dicom+xml")
+    assert (nothing.status_code, nothing.content) == (204, b"")

@@ -11,6 +11,7 @@ import pytest
 from gateway.dicomweb.stow import response_module, status_of
 from gateway.domain.errors import OutOfStorage
 from gateway.domain.model import Outcome
+from gateway.domain.native_model import from_xml
 from tests.surfaces.fakes import Surface, document, made, multipart, part10, surface
 
 URL = "/dicomweb/studies"
@@ -135,7 +136,7 @@ def test_warnings_and_conflicts() -> None:
         (b"x", "multipart/related; type=application/dicom", 400),
         (b"{}", "application/json", 415),
         (b"{}", "application/dicom+json", 415),
-        (b"x", 'multipart/related; type="application/dicom+xml"; boundary=fence', 415),
+        (b"x", 'multipart/related; type="application/dicom+xml"; boundary=fence', 400),
         (b"x", "multipart/form-data; boundary=fence", 415),
         (b"x", "", 415),
         (b"x", ";;=\"", 415),
@@ -153,9 +154,18 @@ def test_refusals(body: bytes, kind: str, status: int) -> None:
 def test_what_cannot_be_answered_is_not_stored() -> None:
     on = surface()
     body, kind = multipart([part10(made(1))])
-    assert send(on, body, kind, Accept="application/dicom+xml").status_code == 406
+    assert send(on, body, kind, Accept="text/html").status_code == 406
     assert send(on, body, kind, Accept="application/dicom+json, application/json").status_code == 200
     assert len(on.backend.held) == 1
+
+
+def test_the_answer_as_xml() -> None:
+    body, kind = multipart([part10(made(1)), b"rubbish"])
+    answer = send(surface(), body, kind, Accept="application/dicom+xml")
+    assert (answer.status_code, answer.headers["content-type"]) == (202, "application/dicom+xml")
+    module = from_xml(answer.content)
+    assert module["00081199"]["Value"][0]["00081155"]["Value"] == ["1.2.3.4.1"]
+    assert module["0008119A"]["Value"][0]["00081197"]["Value"] == ["49152"]
 
 
 def test_a_body_beyond_the_limit() -> None:

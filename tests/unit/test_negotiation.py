@@ -11,10 +11,10 @@ from gateway.dicomweb.params import (
     Form,
     MediaRange,
     Query,
-    accepts_json,
     as_of,
     bulk_forms,
     choose,
+    choose_model,
     frame_forms,
     frame_numbers,
     image_set_of,
@@ -22,7 +22,7 @@ from gateway.dicomweb.params import (
     parse_accept,
     selection,
 )
-from gateway.domain.errors import InvalidInput
+from gateway.domain.errors import InvalidInput, NotAcceptable
 from gateway.domain.ids import DatastoreId
 from gateway.domain.syntaxes import TABLE
 
@@ -219,23 +219,34 @@ def test_instances(header: str | None, expected: Form | None) -> None:
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
-        (None, True),
-        ("application/dicom+json", True),
-        ("application/dicom+json, application/json", True),
-        ("application/json", True),
-        ("application/dicom+json, multipart/related; type=application/octet-stream; transfer-syntax=*", True),
-        ("toto, application/dicom+json", True),
-        (BROWSER, True),
-        (JAVA, True),
-        ("application/dicom+json;q=0, */*", False),
-        ("application/dicom+xml", False),
-        ('multipart/related; type="application/dicom+xml"', False),
-        ("text/html", False),
-        ("toto", False),
+        (None, "json"),
+        ("application/dicom+json", "json"),
+        ("application/dicom+json, application/json", "json"),
+        ("application/json", "json"),
+        ("application/dicom+json, multipart/related; type=application/octet-stream; transfer-syntax=*", "json"),
+        ("toto, application/dicom+json", "json"),
+        (BROWSER, "json"),
+        (JAVA, "json"),
+        ("application/dicom+json;q=0, */*", None),
+        ("application/dicom+xml", "xml"),
+        ('multipart/related; type="application/dicom+xml"', "xml"),
+        ("multipart/related", "xml"),
+        ('application/dicom+json, multipart/related; type="application/dicom+xml"', "json"),
+        ('application/dicom+json;q=0.5, multipart/related; type="application/dicom+xml"', "xml"),
+        ("application/dicom+json;q=0, application/dicom+xml", "xml"),
+        ("application/dicom+xml;q=0.2, */*;q=0.1", "xml"),
+        ("application/dicom+xml;q=0", None),
+        ("application/xml", None),
+        ("text/html", None),
+        ("toto", None),
     ],
 )
-def test_json(header: str | None, expected: bool) -> None:
-    assert accepts_json(Accepts(None, header)) is expected
+def test_models(header: str | None, expected: str | None) -> None:
+    if expected is None:
+        with pytest.raises(NotAcceptable, match="json or multipart/related"):
+            choose_model(Accepts(None, header))
+    else:
+        assert choose_model(Accepts(None, header)) == f"application/dicom+{expected}"
 
 
 def test_the_parameter_ranks_before_the_header() -> None:
@@ -247,14 +258,15 @@ def test_the_parameter_ranks_before_the_header() -> None:
     assert choose(Accepts("image/png", STARRED), forms) == OCTETS_STORED
     assert choose(Accepts("*/*", STARRED), forms) == OCTETS_STORED
     assert choose(Accepts("image/png", None), forms) is None
-    assert accepts_json(Accepts("application/dicom+json", "text/html"))
+    assert choose_model(Accepts("application/dicom+json", "text/html")) == "application/dicom+json"
+    assert choose_model(Accepts("application/dicom+xml", "application/json")) == "application/dicom+xml"
 
 
 def test_dicom_and_rendered_types_do_not_mix() -> None:
     with pytest.raises(InvalidInput, match="mixes"):
         frames(f"image/png, {STARRED}")
     with pytest.raises(InvalidInput, match="mixes"):
-        accepts_json(Accepts(None, "text/html, application/dicom+json"))
+        choose_model(Accepts(None, "text/html, application/dicom+json"))
     assert frames(f"image/png;q=0, {STARRED}") == OCTETS_STORED
     assert frames(f"image/jpeg, {STARRED}") == OCTETS_STORED
 
