@@ -93,7 +93,7 @@ lock: ## Resolve the dependencies again (needs uv)
 	  --no-header --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 
 # What tests use beyond Python, from Debian and npm; repeating it installs nothing anew.
-SYSTEM := dcmtk orthanc orthanc-dicomweb orthanc-gdcm wrk curl postgresql nodejs chromium
+SYSTEM := dcmtk dicom3tools orthanc orthanc-dicomweb orthanc-gdcm wrk curl postgresql nodejs chromium
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -q -o Dpkg::Options::=--force-confold
 
@@ -107,6 +107,7 @@ system: ## Install what the tests can use beyond Python, from Debian and npm (ro
 	fi
 	@command -v npm > /dev/null || $(APT) install -y --no-install-recommends npm < /dev/null
 	@npm ci --prefix tests/javascript --silent --no-audit --no-fund < /dev/null
+	@tests/viewers/get_ohif.sh
 	@tests/start_postgres.sh
 
 .PHONY: clean

@@ -23,6 +23,9 @@ _PATH = os.pathsep.join(
     + ["/usr/sbin", "/usr/local/sbin"]
 )
 
+OHIF = Path(__file__).parent / "viewers" / "ohif-3.13.2" / "dist"
+PLAYWRIGHT = Path(__file__).parent / "javascript" / "node_modules"
+
 
 def tool(*names: str) -> str | None:
     """Where the first of these programs is, outside Python's environments."""
@@ -49,11 +52,16 @@ COMPONENTS: dict[str, tuple[str, Callable[[], bool]]] = {
     "postgres": ("PostgreSQL (GATEWAY_TEST_POSTGRES)", _postgres),
     "pg_dump": ("pg_dump", lambda: tool("pg_dump") is not None),
     "dcmtk": ("DCMTK (storescu, findscu, echoscu)", _dcmtk),
+    "dciodvfy": ("dciodvfy (dicom3tools)", lambda: tool("dciodvfy") is not None),
     "orthanc": ("Orthanc", lambda: tool("Orthanc") is not None),
     "curl": ("curl", lambda: tool("curl") is not None),
     "node": ("Node.js", lambda: tool("node", "nodejs") is not None),
     "npm": ("npm, with Node.js", lambda: tool("npm") is not None and tool("node", "nodejs") is not None),
     "chromium": ("Chromium", lambda: tool("chromium", "chromium-browser", "google-chrome") is not None),
+    "ohif": (
+        "OHIF and playwright-core (npm)",
+        lambda: OHIF.is_dir() and (PLAYWRIGHT / "playwright-core").is_dir(),
+    ),
     "corpus": ("the corpus of DICOM files (GATEWAY_TEST_DATA)", lambda: CORPUS is not None),
 }
 
