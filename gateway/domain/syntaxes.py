@@ -163,6 +163,7 @@ TABLE: tuple[TransferSyntax, ...] = (
 
 ALIASES: dict[str, str] = {
     "image/dicom+jpeg": "image/jpeg",
+    "image/jpg": "image/jpeg",
     "image/jll": "image/jpeg",
     "image/x-dicom-rle": "image/dicom-rle",
     "image/x-jls": "image/jls",

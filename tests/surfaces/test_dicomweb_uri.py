@@ -56,6 +56,7 @@ def test_pictures(on: Surface) -> None:
     assert ask(on, 1, "contentType=image/png&windowCenter=5&windowWidth=2").content != ask(
         on, 1, "contentType=image/png"
     ).content
+    assert ask(on, 1, "contentType=image/jpg").headers["content-type"] == "image/jpeg"
     assert ask(on, 1, "contentType=application/x-unheard-of,image/gif").headers["content-type"] == "image/gif"
     rough, fine = (ask(on, 1, f"imageQuality={quality}").content for quality in (1, 100))
     assert len(rough) < len(fine)
