@@ -97,7 +97,7 @@ def _enqueue(
     concerns: Sequence[str] = (),
     keep_for: str | None = None,
 ) -> None:
-    subject = {"job": job_pk, "id": job_id, "source": source, "instances": count, "concerns": concerns}
+    subject = {"job": job_pk, "id": job_id, "source": source, "size": count, "concerns": concerns}
     enqueue(connection, "import", subject, priority=priority, keep_for=keep_for)
 
 

@@ -250,7 +250,7 @@ class WorkQueue:
                 if lock_key in keys:
                     continue
                 if instances is not None:
-                    instances -= json.loads(subject).get("instances", 1)
+                    instances -= json.loads(subject).get("size", 1)
                 if chosen and (priority != level or (instances is not None and instances < 0)):
                     break
                 chosen.append(pk)
