@@ -30,6 +30,8 @@ _log = structlog.get_logger("gateway.dimse")
 
 _ANNOUNCED = 16
 """Instances of a batch that are told of together while it grows."""
+_HELD_BACK = 64
+"""The newest instances, not told of: while a sender is at work every core is his. At the end these cost some 0.1 s."""
 _UID = re.compile("[0-9.]{1,64}")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
 
@@ -161,9 +163,10 @@ class Batch:
         self._last = time.monotonic()
         if len(self._items) >= self._settings.batch_instances or self._bytes >= self._settings.batch_bytes:
             self.close()
-        elif len(self._items) - self._announced >= _ANNOUNCED:
-            self._intake.announce(self._job, self._items[self._announced :])
-            self._announced = len(self._items)
+        elif len(self._items) - self._announced >= _ANNOUNCED + _HELD_BACK:
+            told = len(self._items) - _HELD_BACK
+            self._intake.announce(self._job, self._items[self._announced : told])
+            self._announced = told
 
     def close_if_idle(self) -> None:
         """Closes the batch when nothing has come for `batch_idle_s`."""

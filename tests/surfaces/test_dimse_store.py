@@ -349,15 +349,15 @@ def test_a_full_batch_becomes_a_job_at_once(limit: Any) -> None:
 
 
 def test_what_comes_is_announced_under_the_job_that_it_will_be() -> None:
-    """So that preparing it may begin; the rest, and what comes after a batch is full, is not told twice."""
-    with running(batch_instances=40) as gateway:
+    """So that preparing it may begin; not the newest 64, nor anything twice."""
+    with running(batch_instances=104) as gateway:
         with Raw(gateway.port) as raw:
             raw.associate([(1, CT, [EXPLICIT])])
-            for number in range(60):
+            for number in range(190):
                 assert raw.store(1, data_set(f"1.{number}"), sop=f"1.{number}").status == 0
             raw.release()
         batches = [items for _, items in gateway.jobs.wait_for(2)]
-        assert [len(items) for items in batches] == [40, 20]
+        assert [len(items) for items in batches] == [104, 86]
         assert len(set(gateway.jobs.jobs)) == 2
         for job, items, told in zip(gateway.jobs.jobs, batches, (32, 16), strict=True):
             assert gateway.jobs.announced[job] == items[:told]
