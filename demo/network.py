@@ -14,6 +14,8 @@ from .screen import NotAsItShouldBe
 from .series import Sample
 
 CALLING = "DEMO_CT"
+_PATIENCE_S = 120
+"""For an answer: a busy disk takes its time to sync."""
 _FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 """Study Root Query/Retrieve Information Model - FIND."""
 
@@ -24,7 +26,12 @@ def c_store(address: str, called: str, sample: Sample, sent: Callable[[], None])
     statuses = []
     try:
         for path in sample.files:
-            statuses.append(int(association.send_c_store(path).Status))
+            answer = association.send_c_store(path)
+            if "Status" not in answer:
+                raise NotAsItShouldBe(
+                    f"C-STORE {len(statuses) + 1} of {len(sample.files)} is answered within {_PATIENCE_S} s"
+                )
+            statuses.append(int(answer.Status))
             sent()
     finally:
         association.release()
@@ -74,7 +81,7 @@ def value(item: dict[str, Any], tag: str) -> str:
 def _associate(address: str, called: str, context: str, syntaxes: list[str] | None = None) -> Association:
     host, _, port = address.rpartition(":")
     entity = AE(ae_title=CALLING)
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 30
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = _PATIENCE_S
     entity.add_requested_context(context, syntaxes)
     association = entity.associate(host, int(port), ae_title=called)
     if not association.is_established:
