@@ -3,8 +3,8 @@
 import os
 import secrets
 import sqlite3
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,19 @@ def drop_database(url: str) -> None:
     name = url.rpartition("/")[2]
     with psycopg.connect(libpq(POSTGRES), autocommit=True) as connection:
         connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')  # type: ignore[arg-type,unused-ignore]
+
+
+@contextmanager
+def database_url(engine: str, folder: Path) -> Iterator[str]:
+    """The URL of an empty database of its own, of sqlite in `folder` or of postgresql; dropped afterwards."""
+    if engine == "sqlite":
+        yield f"sqlite:///{folder / 'gateway.db'}"
+        return
+    url = create_database()
+    try:
+        yield url
+    finally:
+        drop_database(url)
 
 
 def asked(data: Path, environment: Mapping[str, str], sql: str) -> Any:

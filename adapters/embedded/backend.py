@@ -24,6 +24,7 @@ from adapters.embedded.jobs import Order, job_of, order_of, read_job
 from adapters.embedded.mutations import Mutations
 from adapters.embedded.processes import Presence
 from adapters.embedded.reading import Reader
+from adapters.embedded.restoring import Restoring
 from adapters.embedded.times import from_ms
 from adapters.sql import tables as t
 from adapters.sql.database import Database, now_ms
@@ -84,6 +85,7 @@ class EmbeddedBackend:
         index: SqlIndex,
         mutations: Mutations,
         copying: Copying,
+        restoring: Restoring,
         intake: JobIntake,
         giver: Giver,
         spool: SpoolStaging,
@@ -96,6 +98,7 @@ class EmbeddedBackend:
         self._index = index
         self._mutations = mutations
         self._copying = copying
+        self._restoring = restoring
         self._intake = intake
         self._giver = giver
         self._spool = spool
@@ -264,7 +267,7 @@ class EmbeddedBackend:
         self, datastore: DatastoreId, study: str, series: str | None, sop: str | None, actor: str | None = None
     ) -> None:
         pk = await self._run(self._reader.active, datastore)
-        await self._run(self._mutations.restore, pk, datastore, study, series, sop, actor)
+        await self._run(self._restoring.restore, pk, datastore, study, series, sop, actor)
 
     def _accessed(self, *image_sets: ImageSetId) -> None:
         """Notes a read of image sets, without waiting for it to be written."""

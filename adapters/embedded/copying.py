@@ -11,10 +11,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from adapters.embedded.events import Events
-from adapters.embedded.mutations import Instances, Member, begin_version, fail_version, locate, lock_set, unlock
+from adapters.embedded.locking import begin_version, fail_version, locate, lock_set, unlock
+from adapters.embedded.members import Instances, Member
 from adapters.embedded.processes import Presence
-from adapters.embedded.publishing import Publication, SetState, load_state, number, store_docs
 from adapters.embedded.times import from_ms
+from adapters.embedded.versions import Publication, SetState, load_state, number, store_docs
 from adapters.sql import tables as t
 from adapters.sql.database import Database, now_ms
 from adapters.sql.queue import FIRST, WorkItem, WorkQueue, enqueue

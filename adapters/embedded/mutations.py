@@ -1,38 +1,29 @@
 """Edits, reverts and deletes: accepted at once under a lock, applied by a worker, published in one commit.
 
-Copies are in `copying`; what both need of image sets and their instances is here.
-
-Accepting inserts the lock, the version without content and the work item together; applying is pure until its commit
-and guarded by the lock, so that an interrupted operation simply runs again (healthimaging.md 13).
+Applying is pure until its commit and guarded by the lock, so that an interrupted operation simply runs again
+(healthimaging.md 13). Copies are in `copying`, what is put back at once in `restoring`.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import orjson
 import sqlalchemy as sa
 
-from adapters.embedded.chunks import deflate, inflate, unpack_extents
 from adapters.embedded.events import Events
+from adapters.embedded.locking import begin_version, fail_version, living_set, locate, lock_set, unlock
+from adapters.embedded.members import Instances
 from adapters.embedded.processes import Presence
-from adapters.embedded.publishing import (
-    Publication,
-    SetState,
-    beside_of,
-    load_state,
-    number,
-    store_docs,
-)
 from adapters.embedded.times import from_ms
+from adapters.embedded.versions import Publication, SetState, load_state, number, sibling_primary, store_docs
 from adapters.sql import index
 from adapters.sql import tables as t
-from adapters.sql.database import Database, insert_or_keep, now_ms
+from adapters.sql.database import Database, now_ms
 from adapters.sql.queue import FIRST, WorkItem, WorkQueue, enqueue
-from gateway.domain import edits, metadata
-from gateway.domain.edits import Changes, MetadataUpdate, Overlay
-from gateway.domain.errors import Conflict, Locked, NotFound, UnacceptableUpdate, VersionConflict
+from gateway.domain import edits
+from gateway.domain.edits import MetadataUpdate, Overlay
+from gateway.domain.errors import NotFound, UnacceptableUpdate, VersionConflict
 from gateway.domain.grouping import key_of, study_difference
 from gateway.domain.ids import DatastoreId
 from gateway.domain.model import ImageSet, ImageSetRef, ImageSetState, Workflow
@@ -58,7 +49,6 @@ class Mutations:
         presence: Presence,
         rules: EditRules,
         events: Events,
-        retention_s: float,
     ) -> None:
         self._database = database
         self._blobs = blobs
@@ -66,7 +56,6 @@ class Mutations:
         self._presence = presence
         self._rules = rules
         self._events = events
-        self._retention_ms = int(retention_s * 1000)
 
     # ------------------------------------------------------------ accepting
 
@@ -137,7 +126,7 @@ class Mutations:
         Raises NotFound, UnacceptableUpdate. Not for reverts: their document is there.
         """
         with self._database.read() as connection:
-            target = connection.execute(_the_set(datastore_pk, ref)).first()
+            target = connection.execute(living_set(datastore_pk, ref)).first()
             if target is None:
                 raise NotFound("There is no image set with this id.")
             state = load_state(connection, target.pk, ref.datastore)
@@ -180,134 +169,6 @@ class Mutations:
             created_at=from_ms(target.created_at),
             updated_at=from_ms(target.updated_at),
         )
-
-    # ------------------------------------------------------------ restoring, at once
-
-    def restore(
-        self,
-        datastore_pk: int,
-        datastore: DatastoreId,
-        study: str,
-        series: str | None,
-        sop: str | None,
-        actor: str | None,
-    ) -> None:
-        """Lifts the tombstones of a study or series, or puts a removed instance back: new versions, in one commit.
-
-        Raises NotFound where nothing was deleted that is still kept, Conflict where it is there again, or would not
-        fit what is there, and Locked.
-        """
-        with self._database.write() as connection:
-            self._database.lock_words(connection, [f"{datastore_pk}:{study}"])
-            if series is not None and sop is not None:
-                publications = [self._put_back(connection, datastore_pk, datastore, study, series, sop, actor)]
-            else:
-                publications = self._without_tombstones(connection, datastore_pk, datastore, study, series, actor)
-            number(connection, publications, self._events)
-
-    def _without_tombstones(
-        self,
-        connection: sa.Connection,
-        datastore_pk: int,
-        datastore: DatastoreId,
-        study: str,
-        series: str | None,
-        actor: str | None,
-    ) -> list[Publication]:
-        """Of each series, the image set that was deleted last."""
-        s, m = t.image_set, t.member
-        of_study = [s.c.datastore_pk == datastore_pk, s.c.is_primary, s.c.study_uid == study]
-        if series is not None:
-            of_study.append(s.c.series_uid == series)
-        rows = connection.execute(
-            sa.select(s.c.pk, s.c.series_uid)
-            .where(*of_study, s.c.state == ImageSetState.DELETED, s.c.deleted_at >= now_ms() - self._retention_ms)
-            .where(sa.exists().where(m.c.image_set_pk == s.c.pk))
-            .order_by(s.c.deleted_at.desc(), s.c.pk.desc())
-        ).all()
-        if not rows:
-            raise NotFound("Nothing was deleted here that is still kept.")
-        taken: set[str] = set()
-        publications: list[Publication] = []
-        for pk, series_uid in rows:
-            # A series has one primary image set, in whichever study.
-            living = sa.select(s.c.pk).where(
-                s.c.datastore_pk == datastore_pk,
-                s.c.is_primary,
-                s.c.series_uid == series_uid,
-                s.c.state != ImageSetState.DELETED,
-            )
-            if series_uid in taken or connection.execute(living).first() is not None:
-                continue
-            taken.add(series_uid)
-            state = load_state(connection, pk, datastore)
-            sibling = self._sibling(connection, state)
-            if sibling is not None:
-                theirs = key_of(load_state(connection, sibling, datastore).shown())
-                if apart := study_difference(key_of(state.shown()), theirs):
-                    raise Conflict(f"{apart} of the study was changed since: give it the old value, then undelete.")
-            state.beside = beside_of(connection, pk)
-            state.searchable = None
-            connection.execute(sa.update(s).where(s.c.pk == pk).values(deleted_at=None))
-            publications.append(_restored(state, actor))
-        if not publications:
-            raise Conflict("What was deleted here has been stored again since: delete that first.")
-        return publications
-
-    def _put_back(
-        self,
-        connection: sa.Connection,
-        datastore_pk: int,
-        datastore: DatastoreId,
-        study: str,
-        series: str,
-        sop: str,
-        actor: str | None,
-    ) -> Publication:
-        """An instance as it was when it was removed from the primary image set of its series."""
-        s, m, r, x = t.image_set, t.member, t.record, t.pixel
-        pk = connection.execute(
-            sa.select(s.c.pk).where(
-                s.c.datastore_pk == datastore_pk,
-                s.c.is_primary,
-                s.c.study_uid == study,
-                s.c.series_uid == series,
-                s.c.state != ImageSetState.DELETED,
-            )
-        ).scalar()
-        if pk is None:
-            raise NotFound("There is no such series. Where it was deleted as a whole, undelete the series.")
-        if connection.execute(sa.select(t.set_lock.c.work_pk).where(t.set_lock.c.image_set_pk == pk)).first():
-            raise Locked()
-        row = connection.execute(
-            sa.select(m, sa.func.coalesce(x.c.n_frames, 0).label("frames"))
-            .join(r, r.c.pk == m.c.record_pk)
-            .outerjoin(x, x.c.pk == r.c.pixel_pk)
-            .where(m.c.image_set_pk == pk, m.c.sop_uid == sop)
-            .order_by(m.c.v_to.desc())
-            .limit(1)
-        ).first()
-        if row is None:
-            raise NotFound("There was no such instance in this series.")
-        if row.v_to == t.END:
-            raise Conflict("The instance is there.")
-        state = load_state(connection, pk, datastore)
-        connection.execute(
-            sa.insert(m),
-            {
-                "image_set_pk": pk,
-                "sop_uid": sop,
-                "v_from": state.latest + 1,
-                "v_to": t.END,
-                "record_pk": row.record_pk,
-                "overlay_pk": row.overlay_pk,
-                "number": row.number,
-                "sop_class": row.sop_class,
-            },
-        )
-        state.n_instances += 1
-        state.n_frames += row.frames
-        return _restored(state, actor)
 
     def _siblings(self, connection: sa.Connection, datastore_pk: int, target: "sa.Row[Any]") -> "Sequence[sa.Row[Any]]":
         return connection.execute(
@@ -427,12 +288,12 @@ class Mutations:
         if opened:
             connection.execute(sa.insert(t.member), opened)
 
-    def _plan(self, state: SetState, instances: "Instances", update: MetadataUpdate, *, sibling: bool) -> edits.Plan:
+    def _plan(self, state: SetState, instances: Instances, update: MetadataUpdate, *, sibling: bool) -> edits.Plan:
         return edits.plan(
             update,
             edits.ImageSetContent(
                 is_primary=state.is_primary,
-                sibling_primaries=self._sibling(instances.connection, state) is not None,
+                sibling_primaries=sibling_primary(instances.connection, state) is not None,
                 levels=state.levels,
                 overlay=state.overlay,
                 series_uid=state.series_uid,
@@ -442,23 +303,6 @@ class Mutations:
             strict_removal=self._rules.strict_removal,
             legacy_uids=self._rules.legacy_uids,
         )
-
-    def _sibling(self, connection: sa.Connection, state: SetState) -> int | None:
-        """Another primary image set of a primary one's study."""
-        if not state.is_primary:
-            return None
-        s = t.image_set
-        pk: int | None = connection.execute(
-            sa.select(s.c.pk)
-            .where(
-                s.c.datastore_pk == state.datastore_pk,
-                s.c.study_uid == state.study_uid,
-                t.LIVING_PRIMARY,
-                s.c.pk != state.pk,
-            )
-            .limit(1)
-        ).scalar()
-        return pk
 
     def _revert(self, connection: sa.Connection, state: SetState, to: int, version: int) -> None:
         v, m = t.version, t.member
@@ -490,7 +334,7 @@ class Mutations:
         state.study_uid, state.series_uid = row.study_uid, row.series_uid
         state.n_instances, state.n_frames = row.n_instances, row.n_frames
         state.searchable = None
-        sibling = self._sibling(connection, state)
+        sibling = sibling_primary(connection, state)
         if sibling is not None:
             theirs = key_of(load_state(connection, sibling, state.datastore_id).shown())
             apart = study_difference(key_of(state.shown()), theirs)
@@ -544,247 +388,6 @@ class Mutations:
                 state=ImageSetState.DELETED,
             )
             unlock(connection, item)
-
-
-def _restored(state: SetState, actor: str | None) -> Publication:
-    """The next version, which shows what the state has."""
-    state.latest += 1
-    return Publication(state, state.latest, Workflow.UPDATED, "restore", now_ms(), principal=actor)
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    pk: int
-    sop_uid: str
-    sop_class: str
-    number: int | None
-    record_pk: int
-    overlay_pk: int | None
-    frames: int
-
-
-class Instances(Mapping[str, "_Content"]):
-    """The live instances of a set; attributes are read only where an edit asks for them."""
-
-    def __init__(self, connection: sa.Connection, blobs: BlobStore, image_set_pk: int) -> None:
-        self.connection = connection
-        self._blobs = blobs
-        m, r, x = t.member, t.record, t.pixel
-        self.members = {
-            row.sop_uid: Member(*row)
-            for row in connection.execute(
-                sa.select(
-                    m.c.pk,
-                    m.c.sop_uid,
-                    m.c.sop_class,
-                    m.c.number,
-                    m.c.record_pk,
-                    m.c.overlay_pk,
-                    sa.func.coalesce(x.c.n_frames, 0),
-                )
-                .join(r, r.c.pk == m.c.record_pk)
-                .outerjoin(x, x.c.pk == r.c.pixel_pk)
-                .where(m.c.image_set_pk == image_set_pk, m.c.v_to == t.END)
-            )
-        }
-
-    def __getitem__(self, sop_uid: str) -> "_Content":
-        return _Content(self, self.members[sop_uid])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.members)
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def changes(self, member: Member) -> Changes:
-        if member.overlay_pk is None:
-            return Changes()
-        text = self.connection.execute(
-            sa.select(t.overlay.c.changes).where(t.overlay.c.pk == member.overlay_pk)
-        ).scalar_one()
-        return Changes.from_json(text.encode())
-
-    def received_node(self, member: Member) -> bytes:
-        """The node chunk's text as imported: `"<sop>":{...}`."""
-        blob, node = self.connection.execute(
-            sa.select(t.blob.c.name, t.record.c.node)
-            .join(t.record, t.record.c.blob_pk == t.blob.c.pk)
-            .where(t.record.c.pk == member.record_pk)
-        ).one()
-        extent = unpack_extents(node)[0]
-        return inflate(self._blobs.read(blob, extent.offset, extent.length), extent.plain, extent.crc)
-
-    def current(self, member: Member) -> dict[str, Any]:
-        """`DICOM` and `DICOMVRs` with the edits so far."""
-        document: dict[str, Any] = orjson.loads(b"{" + self.received_node(member) + b"}")
-        (instance,) = document.values()
-        changes = self.changes(member)
-        return {
-            "DICOM": edits.apply(instance["DICOM"], changes),
-            "DICOMVRs": {**instance["DICOMVRs"], **changes.vrs},
-        }
-
-    def number(self, member: Member, changes: Changes) -> int | None:
-        if "InstanceNumber" in changes.removed:
-            return None
-        try:
-            return int(changes.set["InstanceNumber"])
-        except (KeyError, TypeError, ValueError):
-            return member.number
-
-    def overlay(self, member: Member, sop_uid: str, changes: Changes) -> int:
-        """The key of the overlay row with these cumulative changes, and the node chunk that they make."""
-        document: dict[str, Any] = orjson.loads(b"{" + self.received_node(member) + b"}")
-        (instance,) = document.values()
-        plain = b'"DICOM":%b,"DICOMVRs":%b' % (orjson.dumps(instance["DICOM"]), orjson.dumps(instance["DICOMVRs"]))
-        rest = {key: value for key, value in instance.items() if key not in ("DICOM", "DICOMVRs")}
-        text = b"%b:{%b,%b}" % (
-            orjson.dumps(sop_uid),
-            metadata.edited_node(plain, changes.of_level("Instance")),
-            orjson.dumps(rest)[1:-1],
-        )
-        attrs: dict[str, Any] = orjson.loads(
-            self.connection.execute(sa.select(t.record.c.attrs).where(t.record.c.pk == member.record_pk)).scalar_one()
-        )
-        edited = metadata.to_dicom_json(changes.set, changes.vrs)
-        for tag in list(attrs):
-            if tag in edited:
-                attrs[tag] = edited[tag]
-        for tag in metadata.to_dicom_json(dict.fromkeys(changes.removed)):
-            attrs.pop(tag, None)
-        chunk = deflate(text)
-        row = {
-            "digest": hashlib.sha256(changes.to_json() + b"\0" + text).digest(),
-            "changes": changes.to_json().decode(),
-            "attrs": orjson.dumps(attrs).decode(),
-            "node": chunk.data,
-            "plain": chunk.plain,
-            "crc": chunk.crc,
-        }
-        o = t.overlay
-        pk = insert_or_keep(self.connection.dialect.name, o).scalar(self.connection, row)
-        if pk is None:
-            pk = self.connection.execute(sa.select(o.c.pk).where(o.c.digest == row["digest"])).scalar_one()
-        return int(pk)
-
-
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """One instance as the rules look at it."""
-
-    instances: Instances
-    member: Member
-
-    @property
-    def changes(self) -> Changes:
-        return self.instances.changes(self.member)
-
-    def attributes(self) -> Mapping[str, Any]:
-        attributes: Mapping[str, Any] = self.instances.current(self.member)["DICOM"]
-        return attributes
-
-    def vrs(self) -> Mapping[str, str]:
-        vrs: Mapping[str, str] = self.instances.current(self.member)["DICOMVRs"]
-        return vrs
-
-
-def _the_set(datastore_pk: int, ref: ImageSetRef) -> "sa.Select[Any]":
-    return sa.select(t.image_set).where(
-        t.image_set.c.datastore_pk == datastore_pk,
-        t.image_set.c.id == ref.image_set,
-        t.image_set.c.state != ImageSetState.DELETED,
-    )
-
-
-def locate(
-    database: Database, connection: sa.Connection, datastore_pk: int, refs: Sequence[ImageSetRef]
-) -> "list[sa.Row[Any]]":
-    """The rows of image sets, with their studies serialised against imports. Raises NotFound."""
-
-    def rows() -> "list[sa.Row[Any]]":
-        found = [connection.execute(_the_set(datastore_pk, ref)).first() for ref in refs]
-        if None in found:
-            raise NotFound("There is no image set with this id.")
-        return [row for row in found if row is not None]
-
-    database.lock_words(connection, [f"{datastore_pk}:{row.study_uid}" for row in rows()])
-    return rows()
-
-
-def lock_set(connection: sa.Connection, image_set_pk: int, work_pk: int) -> None:
-    """Raises Locked when another operation holds the image set."""
-    row = {"image_set_pk": image_set_pk, "work_pk": work_pk}
-    if insert_or_keep(connection.dialect.name, t.set_lock).scalar(connection, row) is None:
-        raise Locked()
-
-
-def unlock(connection: sa.Connection, item: WorkItem) -> None:
-    """Frees the image sets that an operation holds."""
-    connection.execute(sa.delete(t.set_lock).where(t.set_lock.c.work_pk == item.pk))
-
-
-def begin_version(
-    connection: sa.Connection,
-    row: "sa.Row[Any]",
-    workflow: Workflow,
-    work_pk: int,
-    at: int,
-    *,
-    forced: bool,
-    principal: str | None,
-    reason: str | None = None,
-) -> None:
-    """Locks an image set and gives it its next version, without content yet. Raises Locked."""
-    lock_set(connection, row.pk, work_pk)
-    connection.execute(
-        sa.insert(t.version),
-        {
-            "image_set_pk": row.pk,
-            "version": row.latest + 1,
-            "content": None,
-            "state": ImageSetState.LOCKED,
-            "workflow": workflow,
-            "forced": forced,
-            "study_uid": row.study_uid,
-            "series_uid": row.series_uid,
-            "n_instances": row.n_instances,
-            "n_frames": row.n_frames,
-            "at": at,
-            "principal": principal,
-            "reason": reason,
-        },
-    )
-    connection.execute(
-        sa.update(t.image_set)
-        .where(t.image_set.c.pk == row.pk)
-        .values(latest=row.latest + 1, state=ImageSetState.LOCKED, workflow=workflow, message=None, accessed_at=at)
-    )
-
-
-def fail_version(
-    connection: sa.Connection,
-    pk: int,
-    version: int,
-    workflow: Workflow,
-    message: str,
-    events: Events,
-    datastore: str,
-) -> None:
-    """Ends a version that was begun: its number stays used, and it shows what the one before showed."""
-    s, v = t.image_set, t.version
-    row = connection.execute(sa.select(s.c.id, s.c.visible, s.c.is_primary).where(s.c.pk == pk)).one()
-    content = connection.execute(
-        sa.select(v.c.content).where(v.c.image_set_pk == pk, v.c.version == row.visible)
-    ).scalar_one()
-    values = {"state": ImageSetState.ACTIVE, "workflow": workflow, "message": message}
-    connection.execute(
-        sa.update(v).where(v.c.image_set_pk == pk, v.c.version == version).values(content=content, **values)
-    )
-    connection.execute(sa.update(s).where(s.c.pk == pk).values(updated_at=now_ms(), **values))
-    events.image_set(
-        connection, datastore, row.id, version, workflow, is_primary=row.is_primary, state=ImageSetState.ACTIVE
-    )
 
 
 def _json(connection: sa.Connection, pk: int) -> bytes:

@@ -19,6 +19,7 @@ from adapters.embedded.preparing import Decoder, ImportCodec, Preparer
 from adapters.embedded.processes import Presence
 from adapters.embedded.publishing import Resent
 from adapters.embedded.reading import Reader
+from adapters.embedded.restoring import Restoring
 from adapters.embedded.sweeping import Sweeper, SweepTimes
 from adapters.embedded.worker import ImportMetrics, Worker
 from adapters.sql.database import Database
@@ -80,7 +81,7 @@ def open_embedded(
     intake = JobIntake(database, presence)
     events = Events(event_arn if webhook is not None else None)
     sweeping = sweeping or SweepTimes()
-    mutations = Mutations(database, blobs, queue, presence, rules or EditRules(), events, sweeping.retention_s)
+    mutations = Mutations(database, blobs, queue, presence, rules or EditRules(), events)
     copying = Copying(database, blobs, queue, presence, events, max_copy_frames)
     backend = EmbeddedBackend(
         database=database,
@@ -88,6 +89,7 @@ def open_embedded(
         index=SqlIndex(database.engine, reader.json_of),
         mutations=mutations,
         copying=copying,
+        restoring=Restoring(database, events, sweeping.retention_s),
         intake=intake,
         giver=Giver(presence.folder),
         spool=spool,

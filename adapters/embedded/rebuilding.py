@@ -7,7 +7,7 @@ import orjson
 import sqlalchemy as sa
 
 from adapters.embedded import docs
-from adapters.embedded.publishing import beside_of, load_state, shown_attributes
+from adapters.embedded.versions import beside_of, load_state, shown_attributes
 from adapters.sql import index
 from adapters.sql import tables as t
 from adapters.sql.database import Database

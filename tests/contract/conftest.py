@@ -10,7 +10,8 @@ import structlog
 
 from adapters.codecs.decoding import DecodePool
 from adapters.embedded.publishing import Resent
-from tests.contract.embedded import Store, close_process, database_url, open_store
+from tests.contract.embedded import Store, close_process, open_store
+from tests.databases import database_url
 
 ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.needs("postgres"))]
 

@@ -7,11 +7,8 @@ sees the states between.
 import asyncio
 import gzip
 import json
-import os
 import time
-import uuid
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,31 +48,12 @@ from gateway.domain.query import DicomQuery, Key, Level, attribute, vr_of
 
 T = TypeVar("T")
 
-POSTGRES = os.environ.get("GATEWAY_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1/test")
 BASE = "http://host/dicomweb"
 
 
 class Unmeasured:
     def imported(self, source: str, outcomes: Sequence[Outcome], seconds: float) -> None:
         pass
-
-
-@contextmanager
-def database_url(engine: str, folder: Path) -> Iterator[str]:
-    """An empty database of its own, dropped afterwards."""
-    if engine == "sqlite":
-        yield f"sqlite:///{folder / 'gateway.db'}"
-        return
-    name = f"contract_{uuid.uuid4().hex}"
-    admin = sa.create_engine(POSTGRES, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    try:
-        yield sa.make_url(POSTGRES).set(database=name).render_as_string(hide_password=False)
-    finally:
-        with admin.connect() as connection:
-            connection.execute(sa.text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
-        admin.dispose()
 
 
 @dataclass

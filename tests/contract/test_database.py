@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from adapters.sql.database import Database
 from gateway.domain.errors import Unavailable
 from tests.contract.conftest import ENGINES
-from tests.contract.embedded import database_url
+from tests.databases import database_url
 
 
 @pytest.mark.parametrize("kind", ENGINES)

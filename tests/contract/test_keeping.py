@@ -18,7 +18,8 @@ from adapters.embedded import backup, rebuilding, verifying
 from adapters.sql import rules
 from adapters.sql.database import Database
 from gateway.domain.errors import Conflict, Corrupt, InvalidInput, NotFound
-from tests.contract.embedded import Store, database_url, open_store
+from tests.contract.embedded import Store, open_store
+from tests.databases import database_url
 from tests.makers import instance, pixels, uid
 from tests.running import ROOT
 

@@ -21,8 +21,9 @@ from adapters.sql import tables as t
 from adapters.sql.database import Database
 from gateway.domain.errors import Conflict
 from tests.contract.conftest import ENGINES
-from tests.contract.embedded import Store, database_url, open_store
+from tests.contract.embedded import Store, open_store
 from tests.contract.test_keeping import fill, shown, slice_, verify
+from tests.databases import database_url
 
 REVISIONS = sorted(script.revision for script in ScriptDirectory.from_config(schema._config()).walk_revisions())
 

@@ -13,7 +13,8 @@ from sqlalchemy import event
 from adapters.codecs.decoding import DecodePool
 from adapters.sql import tables as t
 from gateway.domain.query import DicomQuery, Key, Level, attribute, vr_of
-from tests.contract.embedded import Store, database_url, open_store
+from tests.contract.embedded import Store, open_store
+from tests.databases import database_url
 from tests.makers import instance, pixels, uid
 
 QUEUE = {"work", "set_lock", "datastore", "datastore_seq", "job_segment"}

@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE
 from pynetdicom.dimse_primitives import C_STORE
 
+from demo.network import undisturbed
 from tests.corpus_doors.samples import Sample, Uids
 from tests.running import RunningGateway
 
@@ -240,15 +241,12 @@ class Dimse:
         for sop_class, syntax in dict.fromkeys((one[0], one[2]) for one in carried):
             entity.add_requested_context(sop_class, syntax)
         host, port = self._gateway.dimse
-        association = entity.associate(host, port, ae_title=self._gateway.aet)
+        association = undisturbed(entity.associate(host, port, ae_title=self._gateway.aet))
         assert association.is_established
         accepted = {
             (str(context.abstract_syntax), str(context.transfer_syntax[0])): context.context_id
             for context in association.accepted_contexts
         }
-        association._reactor_checkpoint.clear()  # as send_c_store does: answers are for us, not for the reactor
-        while not association._is_paused:
-            time.sleep(0.005)
         answers: list[Receipt | None] = []
         for number, (sop_class, sop_uid, syntax, data) in enumerate(carried, 1):
             context = accepted.get((sop_class, syntax))
@@ -267,7 +265,6 @@ class Dimse:
             assert status is not None, f"no answer to C-STORE of {files[number - 1].name}"
             stored = status == 0 or status >> 12 == 0xB
             answers.append(Receipt(stored, status, str(getattr(answer, "ErrorComment", "") or "")))
-        association._reactor_checkpoint.set()
         association.release()
         with self._counting:
             self._accepted += sum(answer is not None and answer.stored for answer in answers)

@@ -9,6 +9,7 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 
+from demo.network import undisturbed
 from tests.corpus_doors.doors import Stow
 from tests.corpus_doors.samples import Sample, samples
 from tests.running import RunningGateway
@@ -35,7 +36,7 @@ def test_names_are_found(gateway: RunningGateway, http: httpx.Client, tmp_path: 
 
     entity = AE(ae_title="CORPUS")
     entity.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
-    association = entity.associate(*gateway.dimse, ae_title=gateway.aet)
+    association = undisturbed(entity.associate(*gateway.dimse, ae_title=gateway.aet))
     assert association.is_established
     for file in files:
         assert file.uids is not None

@@ -20,6 +20,7 @@ from pydicom.filebase import DicomBytesIO
 from pynetdicom import AE
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 
+from demo.network import undisturbed
 from tests.corpus import CORPUS
 from tests.corpus_doors.compare import differences, htj2k_decoded, parts, wrong_pixels
 from tests.corpus_doors.doors import (
@@ -181,7 +182,7 @@ def queried(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> set[Uid
     monkeypatch.setattr(pynetdicom._config, "LOG_RESPONSE_IDENTIFIERS", False)
     entity = AE(ae_title="CORPUS")
     entity.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
-    association = entity.associate(*gateway.dimse, ae_title=gateway.aet)
+    association = undisturbed(entity.associate(*gateway.dimse, ae_title=gateway.aet))
     assert association.is_established
 
     def ask(**keys: str) -> list[Dataset]:

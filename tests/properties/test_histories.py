@@ -18,7 +18,8 @@ from gateway.domain.errors import Locked, NotFound, VersionConflict
 from gateway.domain.ids import ImageSetId
 from gateway.domain.model import ImageSetState
 from tests.contract import invariants
-from tests.contract.embedded import Store, close_process, database_url, open_store
+from tests.contract.embedded import Store, close_process, open_store
+from tests.databases import database_url
 from tests.makers import instance, pixels, uid
 
 ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.needs("postgres"))]
@@ -230,6 +231,7 @@ import asyncio, sys
 from pathlib import Path
 from adapters.codecs.decoding import DecodePool
 from tests.contract.embedded import close_process, open_process
+from tests.databases import database_url
 from tests.makers import instance, uid
 from gateway.domain.model import Origin
 data, url, datastore, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])

@@ -22,6 +22,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     PatientRootQueryRetrieveInformationModelFind,
 )
 
+from demo.network import undisturbed
 from tests.makers import instance, pixels, uid
 from tests.running import RunningGateway, command
 
@@ -243,7 +244,7 @@ def named(gateway: RunningGateway, version: int | None = None) -> set[str]:
 def queried(gateway: RunningGateway) -> set[str]:
     entity = AE(ae_title="CLIENT")
     entity.add_requested_context(PatientRootQueryRetrieveInformationModelFind)
-    association = entity.associate(*gateway.dimse, ae_title=gateway.aet)
+    association = undisturbed(entity.associate(*gateway.dimse, ae_title=gateway.aet))
     assert association.is_established
     identifier = Dataset()
     identifier.QueryRetrieveLevel, identifier.PatientID, identifier.PatientName = "PATIENT", "P1", ""
@@ -309,7 +310,7 @@ def test_four_clients_at_once(gateway: RunningGateway, web: DICOMwebClient) -> N
         entity = AE(ae_title="CLIENT")
         entity.add_requested_context(CTImageStorage, EXPLICIT_LE)
         for number in range(rounds):
-            association = entity.associate(*gateway.dimse, ae_title=gateway.aet)
+            association = undisturbed(entity.associate(*gateway.dimse, ae_title=gateway.aet))
             assert association.is_established
             one = made(STUDY, SERIES, uid(41, 1, 200 + number), pixels(200 + number))
             assert association.send_c_store(one).Status == 0

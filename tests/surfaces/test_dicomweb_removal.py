@@ -11,6 +11,7 @@ import pytest
 from pynetdicom import AE
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 
+from demo.network import undisturbed
 from tests.makers import data_set, instance, pixels, uid
 from tests.running import RunningGateway, command
 
@@ -203,7 +204,7 @@ def test_dimse_and_the_store_agree(gateway: RunningGateway) -> None:
     def found() -> int:
         entity = AE(ae_title="CLIENT")
         entity.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
-        association = entity.associate(*gateway.dimse, ae_title=gateway.aet)
+        association = undisturbed(entity.associate(*gateway.dimse, ae_title=gateway.aet))
         query = data_set(STUDY, SERIES[0], "1")
         query.clear()
         query.QueryRetrieveLevel, query.StudyInstanceUID = "STUDY", STUDY

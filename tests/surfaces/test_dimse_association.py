@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from pynetdicom import AE, build_context, build_role
+from pynetdicom.dimse_primitives import C_ECHO
 from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
 from structlog.testing import capture_logs
 
+from demo.network import undisturbed
 from gateway.dimse.server import Peer
 from tests.surfaces.test_dimse_fakes import (
     CT,
@@ -40,6 +42,19 @@ J2K, J2K_LOSSY, JPEG, HTJ2K, RLE, DEFLATED, BIG = (
     f"1.2.840.10008.1.2.{tail}" for tail in ("4.90", "4.91", "4.50", "4.202", "5", "1.99", "2")
 )
 ABORT = 7
+
+
+def test_an_answer_is_for_the_caller_that_waits_for_it() -> None:
+    """What pynetdicom's reactor thread may do while an answer arrives: look for a message, and drop it."""
+    with running() as gateway:
+        ae = AE()
+        ae.add_requested_context(VERIFICATION)
+        association = undisturbed(ae.associate("127.0.0.1", gateway.port, ae_title="GATEWAY"))
+        answer = (1, C_ECHO())
+        association.dimse.msg_queue.put(answer)
+        assert association.dimse.get_msg() == (None, None)
+        assert association.dimse.get_msg(block=True) == answer
+        association.release()
 
 
 def test_echo_of_pynetdicom() -> None:

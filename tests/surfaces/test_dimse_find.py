@@ -15,6 +15,7 @@ from pydicom.sequence import Sequence
 from pynetdicom import AE
 from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
 
+from demo.network import undisturbed
 from gateway.dimse.find import Find
 from gateway.dimse.status import find_status, store_status
 from gateway.domain import errors
@@ -367,7 +368,7 @@ def test_find_of_pynetdicom(root: str) -> None:
     with running(studies(3), ae_title="ARCHIVE") as gateway:
         ae = AE()
         ae.add_requested_context(root)
-        association = ae.associate("127.0.0.1", gateway.port, max_pdu=128)
+        association = undisturbed(ae.associate("127.0.0.1", gateway.port, max_pdu=128))
         responses = list(association.send_c_find(identifier(PatientName="DOE*", StudyInstanceUID=""), root))
         assert [status.Status for status, _ in responses] == [0xFF00] * 3 + [0]
         assert [match.StudyInstanceUID for _, match in responses[:-1]] == ["1.2.0", "1.2.1", "1.2.2"]

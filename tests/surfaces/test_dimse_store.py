@@ -13,6 +13,7 @@ from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
 from pynetdicom import AE
 
+from demo.network import undisturbed
 from gateway.dimse.scan import SERIES, SOP_CLASS, SOP_INSTANCE, STUDY, HeaderScan
 from gateway.domain.errors import Denied, OutOfStorage
 from gateway.domain.ids import DatastoreId
@@ -82,7 +83,7 @@ def test_store_of_pynetdicom() -> None:
     with running() as gateway:
         ae = AE(ae_title="SCANNER")
         ae.add_requested_context(CT, EXPLICIT)
-        association = ae.associate("127.0.0.1", gateway.port, ae_title="GATEWAY", max_pdu=4096)
+        association = undisturbed(ae.associate("127.0.0.1", gateway.port, ae_title="GATEWAY", max_pdu=4096))
         for _ in range(3):
             assert association.send_c_store(file).Status == 0
         association.release()

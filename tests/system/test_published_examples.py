@@ -35,6 +35,7 @@ from pydicom.encaps import generate_frames
 from pynetdicom import AE
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 
+from demo.network import undisturbed
 from gateway.awsjson.model import load
 from tests.makers import instance, pixels, uid
 from tests.running import RunningGateway, environment
@@ -215,7 +216,7 @@ class Api:
             setattr(identifier, keyword, value)
         entity = AE()
         entity.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
-        association = entity.associate(*self.gateway.dimse, ae_title=self.gateway.aet)
+        association = undisturbed(entity.associate(*self.gateway.dimse, ae_title=self.gateway.aet))
         assert association.is_established
         try:
             answers = association.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind)

@@ -12,7 +12,7 @@ from adapters.sql import schema
 from adapters.sql.database import Database, now_ms
 from adapters.sql.queue import LEASE_MS, LeaseLost, WorkQueue, enqueue
 from adapters.sql.tables import work
-from tests.contract.embedded import database_url
+from tests.databases import database_url
 
 
 @dataclass
