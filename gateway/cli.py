@@ -130,13 +130,24 @@ def serve(
     folder = supervisor.DataFolder(settings.data)
     try:
         keeper = supervisor.Supervisor(settings)
-        from . import compose
-
-        compose.migrate(settings)
+        _migrate_apart(settings)
         code = keeper.run()
     finally:
         folder.release()
     raise typer.Exit(code)
+
+
+def _migrate_apart(settings: Settings) -> None:
+    """In a child, which takes the memory of what only migrations need with it: the supervisor stays small."""
+    child = os.fork()
+    if not child:
+        from . import compose
+
+        compose.migrate(settings)
+        raise typer.Exit
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise typer.Exit(os.waitstatus_to_exitcode(status))
 
 
 @app.command()
