@@ -13,6 +13,8 @@ Buffer = bytes | bytearray | memoryview
 UNDEFINED: Final = 0xFFFFFFFF
 ITEM_END: Final = 0xFFFEE00D
 PIXEL_TAGS: Final = frozenset({PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_FLOAT_PIXEL_DATA})
+PALETTES: Final = frozenset({*range(0x00281201, 0x00281205), *range(0x00281221, 0x00281225)})
+"""Palette Color Lookup Table Data, plain and segmented: red, green, blue, alpha (PS3.3 C.7.9)."""
 CHARACTER_SET: Final = 0x00080005
 SOP_INSTANCE: Final = 0x00080018
 PREAMBLE: Final = 128

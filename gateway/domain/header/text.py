@@ -93,6 +93,13 @@ def bulk_element(tag: int, vr: bytes, value: bytes, path: str) -> Element:
     return json, shape.doc + b"null", shape.sink, _identity(tag, vr, value, json, shape), shape.indexed
 
 
+def palette(tag: int, vr: bytes, value: bytes) -> Element:
+    """A palette of the instance: however small, clients look for it as bulk data; documents hold it."""
+    json, _, sink, identity, is_indexed = bulk_element(tag, vr, value, f"{tag:08X}")
+    document = shape_of(tag).doc + b'"%b"' % binascii.b2a_base64(value, newline=False)
+    return json, document, sink, identity, is_indexed
+
+
 def _identity(tag: int, vr: bytes, value: bytes, json: bytes, shape: _Shape) -> bytes:
     """What of the element makes the instance this one, whatever syntax carries it."""
     if tag in _ENCODING_ONLY:

@@ -14,6 +14,7 @@ from ..values import MAX_DEPTH
 from .layout import (
     ITEM_END,
     LUT_DESCRIPTOR,
+    PALETTES,
     PIXEL_REPRESENTATION,
     PIXEL_TAGS,
     UNDEFINED,
@@ -28,7 +29,7 @@ from .layout import (
     vr_in_place,
 )
 from .parts import guessed_vr, parts_of
-from .text import BULK, Element, bulk_element, shape_of, simple_element
+from .text import BULK, Element, bulk_element, palette, shape_of, simple_element
 
 _MEMO_VALUE: Final = 512
 _MEMO_SEQUENCE: Final = 4096
@@ -241,6 +242,8 @@ class Walk:
                 return self._sequence(tag, start, length, end, self.implicit, declared, depth, path), stop
         if vr in BINARY and length > BULK:
             return bulk_element(tag, vr, window[start:stop], f"{path}{tag:08X}"), stop
+        if tag in PALETTES and vr in BINARY and length and not path:
+            return palette(tag, vr, window[start:stop]), stop
         value = window[start:stop]
         identity = b""
         if vr == b"UN" and value[:4] == b"\xfe\xff\x00\xe0":
