@@ -1,8 +1,9 @@
 """`kill -9` in the midst of an import job, an update and a copy, of the worker and of the whole gateway: what the
 HealthImaging API tells before and afterwards is true, and nothing is lost, locked, doubled or skipped.
 
-The worker is let on a slice of time at a time, and stands still (SIGSTOP) while the API is asked: it is killed where
-the work item is in its hands. What had been over too soon is left to end well, and begun anew.
+The worker is let on a slice of time at a time, and stands still (SIGSTOP) while the API is asked. The first time this
+tells how many slices the work takes; then all is begun anew, and killed after most of them, or half: where the API says
+that it is under way. What was over too soon is left to end well, and tried again, with an earlier kill.
 """
 
 import contextlib
@@ -29,12 +30,12 @@ from tests.running import ALONE, RunningGateway
 
 T = TypeVar("T")
 ROLE = "arn:aws:iam::123456789012:role/ImportJobDataAccessRole"
+STEPS = ("read", "bulk", "report")
+"""The work items of an import job."""
 COUNT = 40
 """Instances of each series: an import takes some tenths of a second, an update of them all some hundredths."""
 _SLICE_S = 0.002
 """How long the worker goes on between two looks at it."""
-_DEEP_S = 0.01
-"""How far into its work it is killed; less far where that does not take so long."""
 _TRIES = 10
 _PATIENCE_S = 60.0
 
@@ -45,6 +46,8 @@ class Killer:
 
     gateway: RunningGateway
     victim: str
+    share: float
+    """Of the work that is done when it comes."""
     s3: Path
     studies: Iterator[int]
 
@@ -113,40 +116,41 @@ class Killer:
         is_over: Callable[[T], bool],
         look: Callable[[T], None],
     ) -> T:
-        """Begins what was prepared, has the worker stand still with its work item of this kind in hand, looks, kills,
-        and starts again what was killed. `is_over` tells that there is nothing left to be caught in."""
-        for attempt in range(_TRIES):
+        """Begins what was prepared, has the worker stand still in the midst of its work item of this kind, looks,
+        kills, and starts again what was killed. `is_over` tells that there is nothing left of it."""
+        limit: int | None = None
+        for _ in range(_TRIES):
             prepared = prepare()
             with ThreadPoolExecutor(1) as pool:
                 begun = pool.submit(begin, prepared)
-                is_caught = self._caught(
-                    kind,
-                    lambda: begun.done() and is_over(prepared),  # noqa: B023
-                    _DEEP_S / 2**attempt,
-                )
+                slices, is_caught = self._follow(kind, lambda: begun.done() and is_over(prepared), limit)  # noqa: B023
                 begun.result(_PATIENCE_S)
             if is_caught:
                 look(prepared)
                 self._kill()
                 return prepared
+            limit = int(slices * (self.share if limit is None else 0.75))
         raise AssertionError(f"no {kind} was caught in {_TRIES} tries")
 
-    def _caught(self, kind: str, is_over: Callable[[], bool], deep_s: float) -> bool:
-        """Whether the worker stands still in the midst of it; else it goes on."""
+    def _follow(self, kind: str, is_over: Callable[[], bool], limit: int | None) -> tuple[int, bool]:
+        """How many slices the worker went on with an item of this kind, and whether it stands still there: after
+        `limit` of them, unless it was over before."""
         worker = psutil.Process(self.gateway.pids()["worker"])
         deadline = time.monotonic() + _PATIENCE_S
+        slices = -1
         while True:
             stop(worker)
-            if self._is_running(kind):
+            is_running = self._is_running(kind)
+            if slices >= 0 or is_running:
+                slices += 1
+            # A step of a job is over with its work item, an operation when the image set says so.
+            if is_over() or (kind in STEPS and slices >= 0 and not is_running):
                 worker.resume()
-                time.sleep(deep_s)
-                stop(worker)
-                if self._is_running(kind):
-                    return True
+                return max(slices, 0), False
+            if slices >= 0 and limit is not None and slices >= limit:
+                return slices, True
             worker.resume()
-            if is_over():
-                return False
-            assert time.monotonic() < deadline, f"nobody takes up {kind}"
+            assert time.monotonic() < deadline, f"{kind} is not done"
             time.sleep(_SLICE_S)
 
     def _is_running(self, kind: str) -> bool:
@@ -188,16 +192,18 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway
 
 
 @pytest.mark.parametrize(
-    ("victim", "phases", "studies"),
-    [("worker", ("read", "report"), range(1, 100)), ("gateway", ("bulk",), range(101, 200))],
+    ("victim", "share", "steps", "studies"),
+    [("worker", 0.9, ("read", "report"), range(1, 100)), ("gateway", 0.5, ("bulk",), range(101, 200))],
     ids=["worker", "gateway"],
 )
-def test_killed_in_the_midst(running: RunningGateway, victim: str, phases: Sequence[str], studies: range) -> None:
-    """Of import jobs in these phases, an update and a copy. One gateway, several stations: starting costs seconds."""
-    killer = Killer(running, victim, running.data.parent / "s3", iter(studies))
+def test_killed_in_the_midst(
+    running: RunningGateway, victim: str, share: float, steps: Sequence[str], studies: range
+) -> None:
+    """Of these steps of import jobs, an update and a copy. One gateway, several stations: starting costs seconds."""
+    killer = Killer(running, victim, share, running.data.parent / "s3", iter(studies))
     with Faces(running) as faces:
-        for phase in phases:
-            imported = an_import_job(killer, faces, phase)
+        for step in steps:
+            imported = an_import_job(killer, faces, step)
         an_update(killer, faces, imported)
         a_copy(killer, faces, imported)
 
@@ -234,7 +240,7 @@ def seen(faces: Faces, study: str) -> Counter[str]:
     return Counter(row["00080018"]["Value"][0] for row in faces.rows(f"/studies/{study}/instances"))
 
 
-def an_import_job(killer: Killer, faces: Faces, phase: str) -> Imported:
+def an_import_job(killer: Killer, faces: Faces, step: str) -> Imported:
     """Killed while it reads the bucket, publishes, or writes its folder."""
     jobs: dict[str, str] = {}
 
@@ -264,13 +270,13 @@ def an_import_job(killer: Killer, faces: Faces, phase: str) -> Imported:
     def look(sent: list[Instance]) -> None:
         told = killer.job(jobs[sent[0].study])
         # A moment after it is taken up a job still is SUBMITTED.
-        assert told["jobStatus"] in (("IN_PROGRESS", "SUBMITTED") if phase == "read" else ("IN_PROGRESS",))
+        assert told["jobStatus"] in (("IN_PROGRESS", "SUBMITTED") if step == "read" else ("IN_PROGRESS",))
         assert "endedAt" not in told
         # The manifest is written last, and then the job ends.
-        assert phase == "report" or not output(killer, told).exists()
-        assert seen(faces, sent[0].study).total() == (COUNT if phase == "report" else 0)
+        assert step == "report" or not output(killer, told).exists()
+        assert seen(faces, sent[0].study).total() == (COUNT if step == "report" else 0)
 
-    sent = killer.kill_in_the_midst(phase, prepare, begin, is_over, look)
+    sent = killer.kill_in_the_midst(step, prepare, begin, is_over, look)
     job = jobs[sent[0].study]
     told = killer.ended(job)
     assert (told["jobStatus"], told.get("message")) == ("COMPLETED", None)
