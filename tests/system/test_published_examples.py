@@ -971,8 +971,10 @@ def test_row_28_the_updates_of_the_javascript_example(api: Api) -> None:
         assert summary["version"] == int(api.at(image_set)["versionId"])
         return {"description": described[0], "instances": sorted(api.instances(image_set))}
 
-    image_set = api.put(slice_(1, U, U), slice_(2, U, f"{U}.2"))
+    sent = [slice_(place, U, sop, StudyDescription="HEAD") for place, sop in enumerate((U, f"{U}.2"), 1)]
+    image_set = api.put(*sent)
     before = seen(image_set)
+    assert before == {"description": "HEAD", "instances": [U, f"{U}.2"]}
     described = {"SchemaVersion": 1.1, "Study": {"DICOM": {"StudyDescription": "CT CHEST"}}}
     made = updated(api, image_set, "1", updates(updatable=described), force=True)
     assert made["overrides"] == {"forced": True}
