@@ -127,6 +127,14 @@ def postgres_url() -> Iterator[str]:
         drop_database(url)
 
 
+@pytest.fixture(scope="session")
+def npm_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose node_modules has what tests use from npm: that of `make system`, or a new one."""
+    from tests import node  # which builds upon this module
+
+    return node.packages(tmp_path_factory.mktemp("npm"))
+
+
 @pytest.fixture
 def start_gateway(tmp_path: Path) -> Iterator[Callable[..., RunningGateway]]:
     """Starts gateways, `start_gateway(*flags, env={...})`, each on free ports and an empty folder; ends them all."""

@@ -47,7 +47,7 @@ _SEARCH_S = 0.2
 _IDLE_S = 1.0
 _RENEW_S = 15.0
 _DEATHS = 8
-"""How often a worker may die over one job before nobody takes it up any more."""
+"""How often a worker may die over one job or operation before nobody takes it up any more."""
 _PAUSES_MS = {False: 200, True: 2000}
 """Before the second attempt; eight times as long before the third. Somebody waits for an edit to end."""
 _LOCKED_MS = 50
@@ -256,13 +256,12 @@ class Worker:
         if self._is_passing or items[0].kind != "import":  # an import lets orders pass
             self._say(free=False)
         for item in items:
-            if item.kind != "import":
+            if item.attempt > _DEATHS:
+                self._guarded([item], functools.partial(self._give_up, item, "the worker died of it"))
+            elif item.kind != "import":
                 self._guarded([item], functools.partial(self.operations[item.kind].run, item))
-        for group in _groups([item for item in items if item.kind == "import"]):
-            if group[0].attempt > _DEATHS:
-                self._give_up(group[0], "the worker died of it")
-            else:
-                self._guarded(group, functools.partial(self._import_leased, group))
+        for group in _groups([item for item in items if item.kind == "import" and item.attempt <= _DEATHS]):
+            self._guarded(group, functools.partial(self._import_leased, group))
         self._say(free=True)
         if not self._is_passing:
             self._is_waited_for = False

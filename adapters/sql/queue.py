@@ -30,7 +30,7 @@ _LOOK_S = 0.5
 # Made once: building a statement costs as much as running it.
 _other = work.alias("other")
 _CANDIDATES = (
-    sa.select(work.c.pk, work.c.lock_key, work.c.priority, work.c.subject)
+    sa.select(work.c.pk, work.c.lock_key, work.c.priority, work.c.subject, work.c.attempts)
     .where(
         work.c.state == "waiting",
         work.c.priority.between(sa.bindparam("first"), sa.bindparam("last")),
@@ -225,7 +225,8 @@ class WorkQueue:
         """Up to `limit` items that may run now, oldest first; never two with one lock key.
 
         They are of one priority, the first from `first` to `last` that there is, and have together no more than that
-        many `instances`; one item may have more. Unless there is one `expected`, it looks before it takes the write
+        many `instances`; one item may have more. One that was attempted before comes alone: should the process die of
+        it again, no other is counted as attempted. Unless there is one `expected`, it looks before it takes the write
         lock: the queue is mostly empty.
         """
         now = now_ms()
@@ -245,10 +246,14 @@ class WorkQueue:
             keys: set[str] = set()
             chosen: list[int] = []
             level: int | None = None
+            is_alone = False
             rows = connection.execute(_TAKEN if not self._database.is_sqlite else _CANDIDATES, asked).all()
-            for pk, lock_key, priority, subject in rows:
+            for pk, lock_key, priority, subject, attempts in rows:
                 if lock_key in keys:
                     continue
+                if chosen and (is_alone or attempts):
+                    break
+                is_alone = bool(attempts)
                 if instances is not None:
                     instances -= json.loads(subject).get("size", 1)
                 if chosen and (priority != level or (instances is not None and instances < 0)):

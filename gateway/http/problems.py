@@ -67,7 +67,7 @@ async def refuse(refusal: Refusal, scope: Scope, send: Send) -> None:
         headers, body = encode(refusal.name, refusal.detail)
     else:
         body = problem(refusal.status, refusal.code, refusal.detail)
-        headers = [(b"content-type", b"application/problem+json")]
-    headers = [*headers, *refusal.headers, (b"content-length", str(len(body)).encode())]
+        headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
+    headers += refusal.headers
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

@@ -367,3 +367,31 @@ def test_an_operation_of_a_dead_worker_is_run_by_another(store: Store) -> None:
     assert store.worker.worker.queue.reclaim() == 1
     store.work()
     assert store.image_set(first.image_set).workflow == Workflow.UPDATED
+
+
+@pytest.mark.parametrize("kind", ["update", "copy", "delete"])
+def test_an_operation_that_every_worker_dies_of_is_given_up(store: Store, kind: str) -> None:
+    """Its image set is free again; what others asked for at the same time is done."""
+    first, other = store.put(slice_(1), slice_(1, series=2))
+    if kind == "update":
+        store.accept(first.image_set, 1, patient(PatientName="New^Name"))
+    elif kind == "copy":
+        store.accept_copy((first.image_set, 1))
+    else:
+        store.do(store.web.backend.delete(store.ref(first.image_set)))
+    ((doomed,),) = store.rows("SELECT pk FROM work")
+    store.accept(other.image_set, 1, {"Study": {"Series": {uid(1, 2): {"DICOM": {"SeriesDescription": "D"}}}}})
+    for _ in range(8):
+        dying = store.process("worker")
+        taken = dying.worker.queue.lease(("update", "copy", "delete"), 64)
+        assert taken[0].pk == doomed
+        close_process(dying)
+        assert store.worker.worker.queue.reclaim() == len(taken)
+    store.work()
+    found = store.image_set(first.image_set)
+    assert found.state == ImageSetState.ACTIVE
+    shown = (2, Workflow.UPDATE_FAILED) if kind == "update" else (1, Workflow.CREATED)
+    assert (found.version, found.workflow) == shown
+    assert store.image_set(other.image_set).workflow == Workflow.UPDATED
+    assert store.rows("SELECT count(*) FROM set_lock") == [(0,)]
+    assert store.edit(first.image_set, found.version, patient(PatientName="X")).workflow == Workflow.UPDATED

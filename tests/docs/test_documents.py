@@ -16,6 +16,7 @@ from pydicom.data import get_testdata_file
 from gateway.awsjson import model
 from gateway.settings import load
 from tests.conftest import tool
+from tests.node import program as node
 from tests.running import ROOT, RunningGateway, environment
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -94,7 +95,7 @@ def page_text(name: str) -> str:
 def test_commands_run_as_they_are_written(
     page: Path, request: pytest.FixtureRequest, tmp_path: Path, generator: ModuleType
 ) -> None:
-    """All shell blocks of a page in one shell, each command of which has to succeed, then its Python."""
+    """All shell blocks of a page in one shell, each command of which has to succeed, then its Python and JavaScript."""
     script = "\n".join(block for block in blocks(page, "sh") if not block.startswith("make "))
     if not script:
         return
@@ -134,3 +135,15 @@ def test_commands_run_as_they_are_written(
             [sys.executable, "-c", here(example)], cwd=work, env=env, capture_output=True, text=True, timeout=60
         )
         assert ran.returncode == 0, ran.stderr
+    for number, example in enumerate(blocks(page, "js")):
+        packages: Path = request.getfixturevalue("npm_packages")
+        if not number:  # a module finds packages from where it lies
+            os.symlink(packages / "node_modules", work / "node_modules")
+        module = work / f"example{number}.mjs"
+        module.write_text(here(example))
+        ran = subprocess.run([node(), str(module)], cwd=work, env=env, capture_output=True, text=True, timeout=60)
+        assert ran.returncode == 0, ran.stderr
+        if page.name == "healthimaging.md":
+            assert "UPDATED CT CHEST" in ran.stdout
+            assert "ResourceNotFoundException Requested version(s) of ImageSet(s) is not the latest." in ran.stdout
+            assert (work / "frame.jph").read_bytes().startswith(b"\xff\x4f")

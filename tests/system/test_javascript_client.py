@@ -2,49 +2,22 @@
 
 import hashlib
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import imagecodecs
-import pytest
 
-from tests.conftest import missing, tool
 from tests.makers import instance, pixels, uid
+from tests.node import PROGRAMS, program
 from tests.running import RunningGateway
 
-PROGRAM = Path(__file__).parents[1] / "javascript"
 STUDY, SERIES = uid(61), uid(61, 1)
 SOPS = [uid(61, 1, number) for number in (1, 2)]
 FRAMES = [frame.tobytes() for frame in pixels(5, frames=4)]
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the client: that of `make system`, or a new one."""
-    if (PROGRAM / "node_modules" / "dicomweb-client").is_dir():
-        return PROGRAM
-    folder = tmp_path_factory.mktemp("javascript")
-    for name in ("package.json", "package-lock.json"):
-        shutil.copy(PROGRAM / name, folder)
-    npm = tool("npm")
-    assert npm is not None
-    ran = subprocess.run(
-        [npm, "ci", "--no-audit", "--no-fund", "--prefer-offline"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=300,
-    )
-    if ran.returncode:
-        missing("dicomweb-client for JavaScript (make system)")
-    return folder
-
-
-@pytest.mark.needs("npm")
-def test_every_call(gateway: RunningGateway, tmp_path: Path, installed: Path) -> None:
+def test_every_call(gateway: RunningGateway, tmp_path: Path, npm_packages: Path) -> None:
     sources = []
     for number, sop in enumerate(SOPS, 1):
         image = pixels(5, frames=4) if number == 1 else pixels(6)
@@ -53,10 +26,8 @@ def test_every_call(gateway: RunningGateway, tmp_path: Path, installed: Path) ->
         sources.append(str(path))
     base = f"{gateway.http}/dicomweb"
     uids = {"studyInstanceUID": STUDY, "seriesInstanceUID": SERIES, "sopInstanceUID": SOPS[0]}
-    node = tool("node", "nodejs")
-    assert node is not None
     ran = subprocess.run(
-        [node, str(PROGRAM / "dicomweb_client.cjs"), str(installed), base, *sources],
+        [program(), str(PROGRAMS / "dicomweb_client.cjs"), str(npm_packages), base, *sources],
         input=json.dumps(uids),
         capture_output=True,
         text=True,

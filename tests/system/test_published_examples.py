@@ -1,4 +1,5 @@
-"""The published examples of the service (healthimaging.md 12), each by boto3 and by the AWS CLI, on a running gateway.
+"""The published examples of the service (healthimaging.md 12), each by boto3, the AWS CLI and the AWS SDK for
+JavaScript, on a running gateway.
 
 Identifiers are those that the gateway gives; all else is as published. What each call did is read back by the other
 faces: metadata documents, versions, searches, QIDO-RS, WADO-RS and C-FIND.
@@ -13,7 +14,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,6 +39,7 @@ from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # t
 from demo.network import undisturbed
 from gateway.awsjson.model import load
 from tests.makers import instance, pixels, uid
+from tests.node import Sdk, SdkError, javascript_client
 from tests.running import RunningGateway, environment
 
 MODEL = load()
@@ -72,6 +74,17 @@ class Failed(Exception):
 Call = Callable[..., dict[str, Any]]
 
 
+def spelled(name: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """An operation and its input as the service model spells them."""
+    operation = next(one for one in MODEL.operations.values() if xform_name(one.name) == name)
+    members = {xform_name(member): member for member in operation.input.members}
+    given = {members[key]: value for key, value in parameters.items()}
+    updates = given.get("updateImageSetMetadataUpdates", {}).get("DICOMUpdates", {})
+    for key, text in updates.items():
+        updates[key] = text.encode()
+    return operation.name, given
+
+
 def boto_caller(url: str) -> Call:
     """Calls operations by their Python names, as the published Python examples do."""
     session = boto3.Session("AKIDEXAMPLE", "secret", region_name="us-east-1")
@@ -79,12 +92,7 @@ def boto_caller(url: str) -> Call:
     client = session.client("medical-imaging", endpoint_url=url, config=config)
 
     def call(name: str, outfile: Path | None = None, **parameters: Any) -> dict[str, Any]:
-        operation = next(one for one in MODEL.operations.values() if xform_name(one.name) == name)
-        members = {xform_name(member): member for member in operation.input.members}
-        given = {members[key]: value for key, value in parameters.items()}
-        updates = given.get("updateImageSetMetadataUpdates", {}).get("DICOMUpdates", {})
-        for key, text in updates.items():
-            updates[key] = text.encode()
+        _, given = spelled(name, parameters)
         try:
             answer: dict[str, Any] = getattr(client, name)(**given)
         except ClientError as error:
@@ -93,6 +101,26 @@ def boto_caller(url: str) -> Call:
         if outfile is not None:
             blob = next(key for key, value in answer.items() if hasattr(value, "read"))
             outfile.write_bytes(answer.pop(blob).read())
+        return answer
+
+    return call
+
+
+def javascript_caller(sdk: Sdk, url: str) -> Call:
+    """Sends a command of each operation's name, as the published JavaScript examples do."""
+    client = javascript_client(url)
+
+    def call(name: str, outfile: Path | None = None, **parameters: Any) -> dict[str, Any]:
+        operation, given = spelled(name, parameters)
+        try:
+            answer = sdk.call(client, operation, given, outfile)
+        except SdkError as error:
+            if not error.is_modelled:
+                raise
+            raise Failed(error.name, error.message) from None
+        told = answer.pop("$metadata")
+        assert told["httpStatusCode"] == 200
+        assert told["requestId"]
         return answer
 
     return call
@@ -134,7 +162,11 @@ class Api:
     gateway: RunningGateway
     http: httpx.Client
     call: Call
-    is_cli: bool
+    client: str
+
+    @property
+    def is_cli(self) -> bool:
+        return self.client == "cli"
 
     @property
     def store(self) -> str:
@@ -243,14 +275,23 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway
     started.close()
 
 
-@pytest.fixture(params=["boto3", "cli"])
+@pytest.fixture(scope="module")
+def sdk(npm_packages: Path) -> Iterator[Sdk]:
+    with Sdk(npm_packages) as started:
+        yield started
+
+
+@pytest.fixture(params=["boto3", "cli", "javascript"])
 def api(request: pytest.FixtureRequest, running: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     """A client, on an empty default data store."""
     for name, value in _ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    is_cli = request.param == "cli"
+    if request.param == "javascript":
+        call = javascript_caller(request.getfixturevalue("sdk"), running.http)
+    else:
+        call = (cli_caller if request.param == "cli" else boto_caller)(running.http)
     with httpx.Client(base_url=running.http, timeout=30) as http:
-        made = Api(running, http, (cli_caller if is_cli else boto_caller)(running.http), is_cli)
+        made = Api(running, http, call, request.param)
         yield made
         clear(made)
 
@@ -684,6 +725,77 @@ def test_row_20_the_copies_of_the_program_examples(api: Api) -> None:
     )
 
 
+@pytest.mark.parametrize("api", ["javascript"], indirect=True)
+def test_row_20_the_copies_of_the_javascript_example(api: Api) -> None:
+    """It always sends `force`, and a subset beside `sourceImageSet`, as an object: the SDK leaves that out."""
+
+    def example(source: str, destination: str | None, *, force: bool = False, subset: Sequence[str] = ()) -> Any:
+        information: dict[str, Any] = {"sourceImageSet": {"latestVersionId": "1"}}
+        if destination is not None:
+            information["destinationImageSet"] = {"imageSetId": destination, "latestVersionId": "1"}
+        if subset:
+            instances: dict[str, Any] = {one: {} for one in subset}
+            named = {"SchemaVersion": 1.1, "Study": {"Series": {"imageSetId": {"Instances": instances}}}}
+            information["dicomCopies"] = named
+        answer = api.on(source, "copy_image_set", copy_image_set_information=information, force=force)
+        api.settled(source)
+        target, origin = answer["destinationImageSetProperties"], answer["sourceImageSetProperties"]
+        assert answer["datastoreId"] == api.store
+        assert (target["imageSetState"], target["imageSetWorkflowStatus"]) == ("LOCKED", "COPYING")
+        assert (origin["imageSetState"], origin["latestVersionId"]) == ("LOCKED", "1")
+        assert origin["imageSetWorkflowStatus"] == "COPYING_WITH_READ_ONLY_ACCESS"
+        for told in (target, origin):
+            assert told["imageSetArn"] == f"{api.arn}/imageset/{told['imageSetId']}"
+            assert isinstance(told["createdAt"], datetime)
+            assert isinstance(told["updatedAt"], datetime)
+        return api.settled(target["imageSetId"])
+
+    def shown(image_set: str) -> tuple[set[str], set[str]]:
+        """Its instances, as the metadata document and WADO-RS tell them."""
+        seen = {one["00080018"]["Value"][0] for one in api.wado(STUDY, imageSetId=image_set)}
+        return set(api.instances(image_set)), seen
+
+    first, second, third = uid(12, 1, 1), uid(12, 1, 2), uid(12, 2, 1)
+    source = api.put(slice_(1), slice_(2))
+    made = example(source, None)
+    assert (made["versionId"], made["imageSetWorkflowStatus"], made["isPrimary"]) == ("1", "COPIED", False)
+    assert shown(made["imageSetId"]) == ({first, second}, {first, second})
+    assert api.versions(made["imageSetId"]) == api.versions(source) == [("1", "COPIED")]
+
+    # As published with a destination: which needs to be consistent, and to have none of the instances.
+    failed = example(source, made["imageSetId"])
+    assert (failed["versionId"], failed["imageSetWorkflowStatus"]) == ("2", "COPY_FAILED")
+    assert shown(made["imageSetId"]) == ({first, second}, {first, second})
+    only = {"SchemaVersion": "1.1", "Study": {"Series": {uid(12, 1): {"Instances": {first: {}}}}}}
+    beside = {"SchemaVersion": "1.1", "Study": {"Series": {uid(12, 1): {"Instances": {second: {}}}}}}
+    _, half = copied(api, source, subset=only)
+    _, rest = copied(api, source, subset=beside)
+    whole = example(half["imageSetId"], rest["imageSetId"])
+    assert (whole["versionId"], whole["imageSetWorkflowStatus"]) == ("2", "COPIED")
+    assert shown(rest["imageSetId"]) == ({first, second}, {first, second})
+    assert api.versions(rest["imageSetId"]) == [("2", "COPIED"), ("1", "COPIED")]
+
+    # And forced, with a subset: all instances are copied, into whichever destination.
+    target = api.put(slice_(3, uid(12, 2), third))
+    forced = example(source, target, force=True, subset=["1" * 32, "11223344556677889900112233445566"])
+    assert (forced["versionId"], forced["imageSetWorkflowStatus"]) == ("2", "COPIED")
+    assert (forced["overrides"], forced["isPrimary"]) == ({"forced": True}, True)
+    assert shown(target) == ({first, second, third}, {first, second, third})
+    assert api.versions(target) == [("2", "COPIED"), ("1", "CREATED")]
+
+    assert {item["imageSetId"]: item["version"] for item in api.search()} == {
+        source: 1,
+        made["imageSetId"]: 2,
+        half["imageSetId"]: 1,
+        rest["imageSetId"]: 2,
+        target: 2,
+    }
+    found = [row["00080018"]["Value"][0] for row in api.qido(f"/studies/{STUDY}/series/{uid(12, 2)}/instances")]
+    assert sorted(found) == sorted([first, second, third])
+    (study,) = api.find(StudyInstanceUID=STUDY, NumberOfStudyRelatedInstances="")
+    assert study.NumberOfStudyRelatedInstances == 5
+
+
 # ---------------------------------------------------------------- rows 21 to 28: updates
 
 
@@ -828,6 +940,55 @@ def test_row_28_the_updates_of_the_program_examples(api: Api) -> None:
     updated(api, image_set, "4", {"revertToVersionId": "1"})
     assert api.document(image_set) == api.document(image_set, "1")
     assert [status for _, status in api.versions(image_set)] == ["UPDATED"] * 4 + ["CREATED"]
+
+
+@pytest.mark.parametrize("api", ["javascript"], indirect=True)
+def test_row_28_the_updates_of_the_javascript_example(api: Api) -> None:
+    """It always sends `force`; what each use case did is seen by every face."""
+
+    def seen(image_set: str) -> dict[str, Any]:
+        """The description and the instances, by the faces that tell them."""
+        document, (summary,) = api.document(image_set), api.search()
+        (study,) = api.find(StudyInstanceUID=STUDY, StudyDescription="", NumberOfStudyRelatedInstances="")
+        ((row,), metadata) = api.qido(StudyInstanceUID=STUDY, includefield="StudyDescription"), api.wado(STUDY)
+        tags = summary["DICOMTags"]
+        described = [
+            document["Study"]["DICOM"].get("StudyDescription"),
+            tags.get("DICOMStudyDescription"),
+            row.get("00081030", {}).get("Value", [None])[0],
+            metadata[0].get("00081030", {}).get("Value", [None])[0],
+            study.get("StudyDescription") or None,
+        ]
+        assert described.count(described[0]) == len(described), described
+        counted = [
+            len(api.instances(image_set)),
+            tags["DICOMNumberOfStudyRelatedInstances"],
+            row["00201208"]["Value"][0],
+            len(metadata),
+            len(api.qido(f"/studies/{STUDY}/instances")),
+            study.NumberOfStudyRelatedInstances,
+        ]
+        assert counted.count(counted[0]) == len(counted), counted
+        assert summary["version"] == int(api.at(image_set)["versionId"])
+        return {"description": described[0], "instances": sorted(api.instances(image_set))}
+
+    sent = [slice_(place, U, sop, StudyDescription="HEAD") for place, sop in enumerate((U, f"{U}.2"), 1)]
+    image_set = api.put(*sent)
+    before = seen(image_set)
+    assert before == {"description": "HEAD", "instances": [U, f"{U}.2"]}
+    described = {"SchemaVersion": 1.1, "Study": {"DICOM": {"StudyDescription": "CT CHEST"}}}
+    made = updated(api, image_set, "1", updates(updatable=described), force=True)
+    assert made["overrides"] == {"forced": True}
+    assert seen(image_set) == before | {"description": "CT CHEST"}
+    made = updated(api, image_set, "2", updates(removable=described), force=False)
+    assert "overrides" not in made
+    assert seen(image_set) == before | {"description": None}
+    updated(api, image_set, "3", updates(removable=of_instance(U, U)), force=False)
+    assert seen(image_set) == {"description": None, "instances": [f"{U}.2"]}
+    updated(api, image_set, "4", {"revertToVersionId": "1"}, force=False)
+    assert seen(image_set) == before
+    assert api.document(image_set) == api.document(image_set, "1")
+    assert api.versions(image_set) == [*((str(n), "UPDATED") for n in range(5, 1, -1)), ("1", "CREATED")]
 
 
 # ---------------------------------------------------------------- rows 29 and 30: what is refused

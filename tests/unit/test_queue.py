@@ -115,6 +115,18 @@ def test_retry_counts_attempts_unless_it_only_waited(queues: Queues) -> None:
     assert item.attempt == 2
 
 
+def test_what_was_attempted_before_comes_alone(queues: Queues) -> None:
+    """Whoever dies of it again has nothing else in hand."""
+    one, two, three = queues.of("one"), queues.of("two"), queues.of("three")
+    queues.add(1, 2)
+    assert len(one.lease(("import",), 2)) == 2
+    queues.add(3, 4)
+    queues.alive.discard("one")
+    assert two.reclaim() == 2
+    leased = [[(item.subject["n"], item.attempt) for item in three.lease(("import",), 9)] for _ in range(4)]
+    assert leased == [[(1, 2)], [(2, 2)], [(3, 1), (4, 1)], []]
+
+
 def test_what_a_dead_owner_held_comes_back_at_once(queues: Queues) -> None:
     one, two = queues.of("one"), queues.of("two")
     queues.add(1, 2)
@@ -122,7 +134,7 @@ def test_what_a_dead_owner_held_comes_back_at_once(queues: Queues) -> None:
     assert two.reclaim() == 0
     queues.alive.discard("one")
     assert two.reclaim() == 2
-    again = two.lease(("import",), 2)
+    again = [item for _ in range(2) for item in two.lease(("import",), 2)]
     assert [item.attempt for item in again] == [2, 2]
     with pytest.raises(LeaseLost), queues.database.write() as connection:
         one.finish(connection, lost)
