@@ -33,9 +33,17 @@ def test_a_picture_changes_with_the_attributes_that_decide_it(stored: RunningGat
     first = stored.get(f"{PATH}/rendered", headers=PNG)
     row = imagecodecs.png_decode(first.content)[0].astype(int)
     assert np.abs(row - np.arange(512) * 8 / 4095 * 255).max() <= 1
+    annotated = f"{PATH}/rendered?annotation=patient"
+    before = stored.get(annotated, headers=PNG)
     edit(stored, "--set", "PatientName=Roe^Jane")
     unmoved = stored.get(f"{PATH}/rendered", headers=PNG)
     assert (unmoved.headers["etag"], unmoved.content) == (first.headers["etag"], first.content)
+    # REND-06: an annotation shows the name of the version asked for.
+    renamed = stored.get(annotated, headers=PNG | {"If-None-Match": before.headers["etag"]})
+    assert (renamed.status_code, renamed.content != before.content) == (200, True)
+    assert stored.get(f"{annotated}&version=1", headers=PNG).content == before.content
+    known_name = PNG | {"If-None-Match": before.headers["etag"]}
+    assert stored.get(f"{annotated}&version=1", headers=known_name).status_code == 304
     window = ("--set", "WindowCenter=1024", "--set", "WindowWidth=1")
     edit(stored, "--series", SERIES, "--instance", SOP, *window, "--force")
     known = PNG | {"If-None-Match": first.headers["etag"]}
