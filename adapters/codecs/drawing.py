@@ -3,7 +3,8 @@
     staged_picture(...)     an image by a presentation state (PS3.4 N.2.3 to N.2.5)
     captioned(...)          a picture with text in its corners (PS3.18 §8.3.5.1.1)
 
-Lines are cut to the picture before they are drawn, so that no position costs more than those that are seen.
+Lines are cut to the picture before they are drawn, so that no position costs more than those that are seen; and what
+all of them cost together is bounded, so that no state takes a thread for long.
 """
 
 import math
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from gateway.domain.caption import Caption
 from gateway.domain.display import Window
+from gateway.domain.errors import NotAcceptable
 from gateway.domain.softcopy import Colour, Graphic, Plane, Shape, Shutter, Spots, Stage, Text
 
 from . import lettering
@@ -32,6 +34,8 @@ _ROUND_STEPS: Final = 256
 _MAX_CURVE_POINTS: Final = 1 << 17
 _FAR: Final = 1e6
 """Beyond it a corner of a filled shape is taken to be there, in pixels of the picture."""
+_MAX_EFFORT: Final = 5e7
+"""Some ten seconds of drawing lines and filling shapes, in corners that are looked at for a row of pixels."""
 _LINES: Final = 36
 """Of text that would fill a picture from top to bottom."""
 _LEAST_SIZE, _GREATEST_SIZE = 9, 64
@@ -52,15 +56,29 @@ def staged_picture(picture: Picture, stage: Stage, bits: Callable[[int], Bits]) 
     if not stage.softcopy.marks:
         return canvas
     image = Image.fromarray(canvas)
+    effort = _Effort()
     for mark in stage.softcopy.marks:
         match mark:
             case Plane():
                 _draw_plane(image, stage, mark, bits)
             case Graphic():
-                _draw_graphic(image, stage, mark)
+                _draw_graphic(image, stage, mark, effort)
             case Text():
-                _draw_text(image, stage, mark)
+                _draw_text(image, stage, mark, effort)
     return np.asarray(image)
+
+
+class _Effort:
+    """What the marks of one picture have cost."""
+
+    def __init__(self) -> None:
+        self._spent = 0.0
+
+    def spend(self, amount: float) -> None:
+        """Before it is done. Raises NotAcceptable."""
+        self._spent += amount
+        if self._spent > _MAX_EFFORT:
+            raise NotAcceptable("The presentation state draws more than is drawn here: ask for a smaller viewport.")
 
 
 def _ink(image: Image.Image, colour: Colour) -> lettering.Ink:
@@ -141,7 +159,7 @@ def _resampled(bits: Bits, rows: int, columns: int) -> Bits:
 # --- graphics --------------------------------------------------------------------------------------------------------
 
 
-def _draw_graphic(image: Image.Image, stage: Stage, graphic: Graphic) -> None:
+def _draw_graphic(image: Image.Image, stage: Stage, graphic: Graphic, effort: _Effort) -> None:
     pen, ink = ImageDraw.Draw(image), _ink(image, graphic.colour)
     if graphic.shape is Shape.POINT:
         ((x, y),) = _placed(stage, graphic.spots)[:1]
@@ -151,9 +169,16 @@ def _draw_graphic(image: Image.Image, stage: Stage, graphic: Graphic) -> None:
         return
     points = _placed(stage, graphic.spots, _outline(graphic))
     if graphic.filled:
+        effort.spend(stage.height * (len(points) + stage.width / 512))
         pen.polygon(_flat(points.clip(-_FAR, _FAR)), fill=ink)
-    for line in _within(points, stage.width, stage.height):
-        pen.line(_flat(line), fill=ink, width=_line_width(stage))
+    _draw_line(pen, stage, points, ink, effort)
+
+
+def _draw_line(pen: ImageDraw.ImageDraw, stage: Stage, points: Points, ink: lettering.Ink, effort: _Effort) -> None:
+    width = _line_width(stage)
+    for piece in _within(points, stage.width, stage.height):
+        effort.spend((np.hypot(*np.diff(piece, axis=0).T).sum() * width + len(piece)) / 8)
+        pen.line(_flat(piece), fill=ink, width=width)
 
 
 def _line_width(stage: Stage) -> int:
@@ -231,7 +256,7 @@ def _flat(points: Points) -> list[float]:
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def _draw_text(image: Image.Image, stage: Stage, text: Text) -> None:
+def _draw_text(image: Image.Image, stage: Stage, text: Text, effort: _Effort) -> None:
     pen, ink = ImageDraw.Draw(image), _ink(image, text.colour)
     outline = _ink(image, (0, 0, 0) if sum(text.colour) > 382 else _OPPOSITE)
     size = _letter_size(stage.width, stage.height)
@@ -248,8 +273,7 @@ def _draw_text(image: Image.Image, stage: Stage, text: Text) -> None:
     if text.is_pointed and text.anchor is not None:
         ((x, y),) = _placed(stage, text.anchor)
         nearest = (min(max(x, left), right), min(max(y, top), bottom))
-        for piece in _within(np.array([(x, y), nearest]), stage.width, stage.height):
-            pen.line(_flat(piece), fill=ink, width=_line_width(stage))
+        _draw_line(pen, stage, np.array([(x, y), nearest]), ink, effort)
     widths = [lettering.width_of(line, size) for line in lines]
     spare = max(0.0, right - left)
     for number, (line, width) in enumerate(zip(lines, widths, strict=True)):
