@@ -5,6 +5,7 @@ series' first pictures. Whoever accepts multipart gets a part for each instance,
 A presentation state is shown by the first image that it is about, or in parts by each of them.
 """
 
+import hashlib
 import re
 import zlib
 from collections.abc import AsyncGenerator, Sequence
@@ -160,16 +161,15 @@ async def _answer(
         return place.sight or await render.sight(place.entry, place.frame, annotation)
 
     first = places[0]
-    validators: list[str] = []
-    if first.sight is not None:
-        validator = first.sight.validator
-        validators = [place.sight.validator for place in places if place.sight is not None]
+    known = [place.sight.validator for place in places if place.sight is not None]
+    if known:
+        validator = known[0] if len(known) == 1 else hashlib.sha256("".join(known).encode()).hexdigest()[:32]
     elif all(place.entry is first.entry for place in places):
         # Pictures of one instance change with its pixels and the way to show them, and with nothing else.
         validator = (await sight(first)).validator
     else:
         validator = selected.etag
-    what = repr((form, wanted, annotation, [(place.entry.sop_uid, place.path) for place in places], validators))
+    what = repr((form, wanted, annotation, [(place.entry.sop_uid, place.path) for place in places]))
     etag = f'"{validator}-{zlib.crc32(what.encode()):08x}"'
     headers = [*COMMON, (b"etag", etag.encode()), *warnings]
     if request.unchanged(etag):
