@@ -75,7 +75,7 @@ async def show(
 ) -> Response:
     """What was selected as it is to look; `numbers` are those of frames, from 1."""
     shown = [entry for entry in selected.entries if request.services.render.shows(entry)]
-    states = _states(request, selected)
+    states = [] if shown else _states(request, selected)
     if states and (look.window or (look.viewport and look.viewport.region)):
         raise InvalidInput("A presentation state has its own window and region: leave them out.")
     if not shown and not states:
@@ -114,7 +114,7 @@ async def thumbnail(
     selected = await select(request, study, series, sop)
     render = request.services.render
     shown = [entry for entry in selected.entries if render.shows(entry)]
-    states = _states(request, selected)
+    states = [] if shown else _states(request, selected)
     if not shown and not states:
         raise NotFound("Nothing here has frames that could be shown.")
     form = choose_picture(request.accepts, PICTURES)

@@ -246,6 +246,14 @@ def references(attributes: Attributes) -> tuple[Reference, ...]:
     return tuple(found)
 
 
+def overlays_of(state: Attributes) -> tuple[str, ...]:
+    """The tags of the overlays that a state makes use of, its own or its images'; long ones are bulk data."""
+    hides = number(state, _SHUTTER_GROUP)
+    return tuple(
+        f"{group:04X}3000" for group in range(0x6000, 0x6020, 2) if group == hides or code(state, f"{group:04X}1001")
+    )
+
+
 def check_class(sop_class: str) -> None:
     """Raises NotAcceptable for a kind of state that is not shown."""
     if sop_class not in (_GRAYSCALE, _COLOR, _PSEUDO_COLOR):
@@ -376,7 +384,7 @@ def _marks(state: Attributes, sop: str, frame: int, image: Attributes) -> tuple[
         return _colour(layers.get(layer, {}), _GREY, _LAB, _WHITE)
 
     hides = number(state, _SHUTTER_GROUP)
-    for group in (f"{0x6000 + step:04X}" for step in range(0, 32, 2)):
+    for group in (tag[:4] for tag in overlays_of(state)):
         layer = code(state, f"{group}1001")
         plane = _plane(state, image, group, frame) if layer and hides != int(group, 16) else None
         if plane is not None:

@@ -6,6 +6,7 @@ a file of the frame, the view and what the request asks of a picture (`Rendering
 """
 
 import asyncio
+import base64
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
@@ -175,14 +176,17 @@ class Render:
     ) -> tuple[Presentation, int]:
         format = entry.format
         assert format is not None
-
-        def describe(document: bytes) -> Presentation:
-            of_state, of_image = orjson.loads(document)
-            return described_by(
-                of_state, state.sop_class, of_image, entry.sop_uid, format, entry.frames, index, annotation
-            )
-
-        presentation = await self._of_document([state, entry], describe)
+        of_state, of_image = await self._of_document([state, entry], orjson.loads)
+        for tag in softcopy.overlays_of(of_state):
+            for owner, attributes in ((state, of_state), (entry, of_image)):
+                if "BulkDataURI" in (attributes.get(tag) or {}):
+                    _, value = await self._instances.bulk(owner, tag)
+                    attributes[tag] = {"vr": "OW", "InlineBinary": base64.b64encode(value)}
+        presentation = await asyncio.get_running_loop().run_in_executor(
+            self._executor,
+            partial(described_by, of_state, state.sop_class, of_image, entry.sop_uid),
+            *(format, entry.frames, index, annotation),
+        )
         return presentation, presentation.size_bytes
 
     async def _of_attributes(self, entry: Entry, work: Callable[[Mapping[str, Any]], T]) -> T:

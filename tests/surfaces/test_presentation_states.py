@@ -404,6 +404,18 @@ def test_overlays_are_shown_where_a_layer_activates_them() -> None:
     assert small.shape == (4, 6)
 
 
+def test_overlays_that_are_bulk_data_are_fetched() -> None:
+    bits = np.zeros((3000, 3000), bool)
+    bits[5, 10:20] = True
+    expected = PLAIN.copy()
+    expected[5, 10:20] = 255
+    for owner in ("image", "state"):
+        shown, source = image(), state()
+        (shown if owner == "image" else source).update(overlay(bits))
+        source.add_new((0x6000, 0x1001), "CS", "ONE")
+        assert np.array_equal(picture(shown, source), expected), owner
+
+
 # --- which images, and what is refused -------------------------------------------------------------------------------
 
 
