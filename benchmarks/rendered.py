@@ -13,8 +13,9 @@ from itertools import product
 
 from adapters.codecs.registry import Codecs
 from adapters.codecs.rendering import Pictures
+from gateway.domain.display import Display, Window
 from gateway.domain.pixels import PixelFormat
-from gateway.domain.presentation import Display, Rendering, Window
+from gateway.domain.presentation import Rendering, View
 from gateway.domain.syntaxes import HTJ2K_LOSSLESS_RPCL
 
 from .frame import rate
@@ -26,14 +27,14 @@ def bare_rate(frame: bytes, seconds: float) -> float:
     format = PixelFormat(512, 512, 1, 16, 16, True, "MONOCHROME2")
     codecs = Codecs()
     stored = codecs.encode(frame, format, HTJ2K_LOSSLESS_RPCL)
-    display, wanted = Display(intercept=-1024.0, window=Window(40, 400)), Rendering("image/jpeg")
+    view, wanted = View(Display(intercept=-1024.0, window=Window(40, 400))), Rendering("image/jpeg")
     pictures = Pictures(codecs)
     deadline = time.perf_counter() + seconds
 
     def work() -> int:
         count = 0
         while time.perf_counter() < deadline:
-            pictures.render(stored, HTJ2K_LOSSLESS_RPCL, format, display, wanted)
+            pictures.render(stored, HTJ2K_LOSSLESS_RPCL, format, view, wanted)
             count += 1
         return count
 

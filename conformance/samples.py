@@ -44,6 +44,7 @@ MULTI_FRAME_WORD: Final = "1.2.840.10008.5.1.4.1.1.7.3"
 MULTI_FRAME_COLOUR: Final = "1.2.840.10008.5.1.4.1.1.7.4"
 PARAMETRIC: Final = "1.2.840.10008.5.1.4.1.1.30"
 SEGMENTATION: Final = "1.2.840.10008.5.1.4.1.1.66.4"
+GRAYSCALE_STATE: Final = "1.2.840.10008.5.1.4.1.1.11.1"
 BASIC_SR: Final = "1.2.840.10008.5.1.4.1.1.88.11"
 PDF: Final = "1.2.840.10008.5.1.4.1.1.104.1"
 PRIVATE_CLASS: Final = "1.2.826.0.1.3680043.10.511.3.77"
@@ -458,6 +459,36 @@ def _kinds(samples: Samples) -> None:
     big.private_block(0x0099, CREATOR, create=True).add_new(0x10, "OB", bytes(range(256)) * 64)
     made.ReferencedImageEvidenceSequence = Sequence([big])
     samples.add("private", made, frames=grey(made, _ramp(8, 8, 8)))
+
+    made = samples.header("KINDS", "state", GRAYSCALE_STATE, "PR", SeriesNumber=20)
+    samples.add("presentation state", _presentation_of(made, samples["ct"]))
+
+
+def _presentation_of(made: Dataset, sample: Sample) -> Dataset:
+    """A state that shows the values from 0 on white and all others black, a quarter turned clockwise, with a line."""
+    image, series, area, layer, annotation, line, voi = (Dataset() for _ in range(7))
+    image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = sample.data.SOPClassUID, sample.sop
+    series.SeriesInstanceUID, series.ReferencedImageSequence = sample.series, Sequence([image])
+    made.ReferencedSeriesSequence = Sequence([series])
+    made.ContentLabel, made.ContentDescription, made.ContentCreatorName = "STATE", "", ""
+    made.PresentationCreationDate, made.PresentationCreationTime = "20240115", "101500"
+    made.RescaleIntercept, made.RescaleSlope, made.RescaleType = "-1024", "1", "HU"
+    voi.WindowCenter, voi.WindowWidth = "0", "1"
+    made.SoftcopyVOILUTSequence = Sequence([voi])
+    made.PresentationLUTShape = "IDENTITY"
+    made.ImageRotation, made.ImageHorizontalFlip = 90, "N"
+    area.DisplayedAreaTopLeftHandCorner = [1, sample.data.Rows]
+    area.DisplayedAreaBottomRightHandCorner = [sample.data.Columns, 1]
+    area.PresentationSizeMode, area.PresentationPixelAspectRatio = "SCALE TO FIT", ["1", "1"]
+    made.DisplayedAreaSelectionSequence = Sequence([area])
+    layer.GraphicLayer, layer.GraphicLayerOrder = "LINES", 1
+    layer.GraphicLayerRecommendedDisplayGrayscaleValue = 65535
+    made.GraphicLayerSequence = Sequence([layer])
+    line.GraphicAnnotationUnits, line.GraphicDimensions, line.NumberOfGraphicPoints = "PIXEL", 2, 2
+    line.GraphicData, line.GraphicType = [4.5, 4.5, 20.5, 4.5], "POLYLINE"
+    annotation.GraphicLayer, annotation.GraphicObjectSequence = "LINES", Sequence([line])
+    made.GraphicAnnotationSequence = Sequence([annotation])
+    return made
 
 
 def _rle(frame: NDArray[np.uint16]) -> bytes:

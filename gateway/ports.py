@@ -36,7 +36,7 @@ from .domain.model import (
     Staged,
 )
 from .domain.pixels import PixelFormat
-from .domain.presentation import Display, Rendering
+from .domain.presentation import Rendering, View
 from .domain.query import DicomQuery, SearchAnswer
 
 Buffer = bytes | bytearray | memoryview
@@ -411,7 +411,7 @@ class Codec(Protocol):
 class Renderer(Protocol):
     """Frames as pictures that anything can show. *Blocking, thread-safe, stateless but for bounded caches.*"""
 
-    def render(self, frame: Buffer, syntax: str, format: PixelFormat, display: Display, wanted: Rendering) -> bytes:
+    def render(self, frame: Buffer, syntax: str, format: PixelFormat, view: View, wanted: Rendering) -> bytes:
         """A picture of one trusted frame; `syntax` and `format` as for `Codec.decode`.
 
         In the syntax that the store encodes to, the first bytes of a frame will do (`Instances.frame_start`).

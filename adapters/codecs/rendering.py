@@ -1,4 +1,4 @@
-"""From a frame to a picture of 8 bits: modality, VOI and presentation transformations, colour, size, file format.
+"""From a frame to a picture of 8 bits: modality, VOI and presentation transformations, colour, size, text, file format.
 
 The order is that of PS3.3 C.11 and PS3.4 N.2: stored value, modality LUT or rescale, VOI LUT or window, inversion;
 palettes and YBR become RGB. Samples of up to 16 bits go through one table of shades, kept for the next frame of its
@@ -14,31 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.domain import syntaxes
+from gateway.domain.display import Curve, Display, LookupTable, Window
 from gateway.domain.encapsulation import Buffer
 from gateway.domain.errors import Corrupt, NotAcceptable
 from gateway.domain.pixels import PixelFormat
-from gateway.domain.presentation import (
-    Curve,
-    Display,
-    LookupTable,
-    Placement,
-    Rendering,
-    Window,
-    has_full_range,
-    is_scalable,
-    placed,
-)
+from gateway.domain.presentation import Placement, Rendering, View, has_full_range, is_scalable, placed
+from gateway.domain.softcopy import staged, without_texts
 
 from . import native
+from .drawing import Bits, captioned, staged_picture
 from .native import Samples
 from .registry import Codecs
+from .scaling import Picture, scaled
 
-Picture = NDArray[np.uint8]
-"""(rows, columns) of grey, or (rows, columns, 3) of RGB."""
 Values = NDArray[np.float64]
 
-_SLAB_ROWS: Final = 128
-"""Rows of a picture that are computed at once."""
 _MAX_JPEG_SIDE: Final = 65500
 _WEB_SAFE: Final = (6, 7, 6)
 """Levels of red, green and blue in a GIF whose colours do not fit into 256."""
@@ -50,20 +40,45 @@ class Pictures:
     def __init__(self, codecs: Codecs) -> None:
         self._codecs = codecs
 
-    def render(self, frame: Buffer, syntax: str, format: PixelFormat, display: Display, wanted: Rendering) -> bytes:
+    def render(self, frame: Buffer, syntax: str, format: PixelFormat, view: View, wanted: Rendering) -> bytes:
         """See `ports.Renderer.render`."""
-        place = placed(format.rows, format.columns, wanted.viewport)
-        if syntax == syntaxes.HTJ2K_LOSSLESS_RPCL and is_scalable(format, display, wanted):
-            data, plain = self._codecs.reduced(frame, format, max(place.width, place.height))
-            place = Placement(0, 0, plain.columns, plain.rows, place.width, place.height)
+        display, viewport = view.display, wanted.viewport
+        window = wanted.window or (display.window if display.voi is None else None)
+        if view.softcopy is not None:
+            picture = self._staged(frame, syntax, format, view, wanted)
         else:
-            data, plain = self._codecs.decode(frame, syntax, format), syntaxes.decoded(format, syntax)
-        picture = pictured(data, plain, display, wanted.window)
-        region = wanted.viewport.region if wanted.viewport is not None else None
-        picture = picture[place.top : place.bottom, place.left : place.right]
-        if region is not None:
-            picture = picture[:: -1 if region.flipped else 1, :: -1 if region.mirrored else 1]
-        return _file(scaled(picture, place.height, place.width), wanted)
+            place = placed(format.rows, format.columns, viewport)
+            if syntax == syntaxes.HTJ2K_LOSSLESS_RPCL and is_scalable(format, view, wanted):
+                data, plain = self._codecs.reduced(frame, format, max(place.width, place.height))
+                place = Placement(0, 0, plain.columns, plain.rows, place.width, place.height)
+            else:
+                data, plain = self._codecs.decode(frame, syntax, format), syntaxes.decoded(format, syntax)
+            picture = pictured(data, plain, display, wanted.window)
+            picture = picture[place.top : place.bottom, place.left : place.right]
+            if viewport is not None and viewport.region is not None:
+                region = viewport.region
+                picture = picture[:: -1 if region.flipped else 1, :: -1 if region.mirrored else 1]
+            picture = scaled(picture, place.height, place.width)
+        if view.caption is not None:
+            picture = captioned(picture, view.caption, window)
+        return _file(picture, wanted)
+
+    def _staged(self, frame: Buffer, syntax: str, format: PixelFormat, view: View, wanted: Rendering) -> Picture:
+        """A frame by a presentation state, which has its own window and region."""
+        assert view.softcopy is not None
+        softcopy = view.softcopy if wanted.has_texts else without_texts(view.softcopy)
+        viewport = wanted.viewport
+        box = None if viewport is None else (viewport.width, viewport.height)
+        stage = staged(softcopy, box, enlarges=viewport is None or viewport.enlarges)
+        data, plain = self._codecs.decode(frame, syntax, format), syntaxes.decoded(format, syntax)
+
+        def bits(position: int) -> Bits:
+            if plain.samples != 1 or plain.floating or position >= plain.bits_allocated:
+                return np.zeros((plain.rows, plain.columns), bool)
+            samples = _samples(data, plain)
+            return np.asarray(samples.view(f"u{samples.dtype.itemsize}") >> position & 1, bool)
+
+        return staged_picture(pictured(data, plain, view.display), stage, bits)
 
 
 def pictured(data: Buffer, format: PixelFormat, display: Display, window: Window | None = None) -> Picture:
@@ -76,7 +91,8 @@ def pictured(data: Buffer, format: PixelFormat, display: Display, window: Window
         if format.photometric == "PALETTE COLOR" and display.palette is not None:
             # The samples are indexes: no rescaling, no window (PS3.3 C.7.6.3.1.2).
             return np.stack([_looked_up_shades(samples, table, format) for table in display.palette], axis=-1)
-        return _grey(samples, format, display, window)
+        shades = _grey(samples, format, display, window)
+        return shades if display.tints is None else _tinted(shades, display.tints)
     if format.samples != 3 or format.floating or format.photometric not in _COLOURS:
         raise NotAcceptable(
             f"{format.samples} samples a pixel of {format.photometric or 'no colour space'} are not shown."
@@ -116,12 +132,11 @@ def _grey(samples: Samples, format: PixelFormat, display: Display, window: Windo
     span = None
     if voi is None and window is None:
         span = _span(samples, format, display)
-    inverse = display.inverse or format.photometric == "MONOCHROME1"
     # A table that hangs on one frame's values is worth its making where it is smaller than the frame.
     alone = span is not None and samples.size < 1 << format.bits_allocated
     if alone or format.floating or format.bits_allocated not in (1, 8, 16):
-        return _shades(samples, format, display, voi, window, span, inverse)
-    table = _shade_table(format.bits_allocated, format.bits_stored, format.signed, display, voi, window, span, inverse)
+        return _shades(samples, format, display, voi, window, span)
+    table = _shade_table(format.bits_allocated, format.bits_stored, format.signed, display, voi, window, span)
     return np.asarray(table.take(samples.view(f"u{samples.dtype.itemsize}")), np.uint8)
 
 
@@ -134,13 +149,12 @@ def _shade_table(
     voi: LookupTable | None,
     window: Window | None,
     span: tuple[float, float] | None,
-    inverse: bool,
 ) -> Picture:
     """The shade of every value that a cell of up to 16 bits can hold, read without a sign."""
     width = max(bits_allocated, 8)
     format = PixelFormat(1, 1 << width, 1, width, bits_stored, signed, "MONOCHROME2")
     cells = np.arange(1 << width, dtype=f"u{width // 8}").view(native.cell(format))
-    return _shades(cells, format, display, voi, window, span, inverse)
+    return _shades(cells, format, display, voi, window, span)
 
 
 def _shades(
@@ -150,7 +164,6 @@ def _shades(
     voi: LookupTable | None,
     window: Window | None,
     span: tuple[float, float] | None,
-    inverse: bool,
 ) -> Picture:
     """From stored values to shades of 0 to 255; padding is black."""
     stored = _meant(samples, format)
@@ -163,8 +176,10 @@ def _shades(
         else:
             least, greatest = span or (0.0, 0.0)
             fraction = (values - least) / (greatest - least) if greatest > least else np.zeros(values.shape)
+        if display.shades is not None:  # the whole output of what goes before is its whole input (PS3.3 C.11.6.1)
+            fraction = _spread(np.nan_to_num(fraction).clip(0.0, 1.0), display.shades)
         shades = np.rint(np.nan_to_num(fraction).clip(0.0, 1.0) * 255.0).astype(np.uint8)
-    if inverse:
+    if display.inverse:
         shades = 255 - shades
     if display.padding is not None:
         shades[(stored >= display.padding[0]) & (stored <= display.padding[1])] = 0
@@ -193,6 +208,19 @@ def _looked_up(values: Samples, table: LookupTable) -> Values:
     return entries[np.rint(index).astype(np.intp)].astype(np.float64)
 
 
+def _spread(fraction: Values, table: LookupTable) -> Values:
+    """From 0 to 1 by a table of which 0 is the first entry and 1 the last."""
+    entries = np.frombuffer(table.entries, "<u2")
+    return entries[np.rint(fraction * (len(entries) - 1)).astype(np.intp)] / float((1 << table.bits) - 1)
+
+
+def _tinted(shades: Picture, tints: tuple[LookupTable, LookupTable, LookupTable]) -> Picture:
+    """Shades in the colours of a palette, black in the first of them (PS3.4 N.2.2.1.1)."""
+    ramp = np.arange(256) / 255.0
+    table = np.stack([_spread(ramp, tint) for tint in tints], axis=-1).clip(0.0, 1.0)
+    return np.asarray(np.rint(table * 255.0).astype(np.uint8)[shades])
+
+
 def _windowed(values: Values, window: Window) -> Values:
     """From 0 to 1, not clipped (PS3.3 C.11.2.1.2, C.11.2.1.3)."""
     if window.curve is Curve.SIGMOID:
@@ -206,6 +234,8 @@ def _windowed(values: Values, window: Window) -> Values:
 
 def _span(samples: Samples, format: PixelFormat, display: Display) -> tuple[float, float]:
     """The values to be shown as black and as white where nothing says it."""
+    if display.full_range and display.modality is not None:
+        return 0.0, float((1 << display.modality.bits) - 1)
     if has_full_range(format, display):
         least, greatest = (0, (1 << format.bits_stored) - 1)
         if format.signed:
@@ -272,37 +302,7 @@ def _rgb(ybr: Samples) -> Picture:
     return rgb.clip(0, 255, out=rgb).astype(np.uint8)
 
 
-# --- size and file ---------------------------------------------------------------------------------------------------
-
-
-def scaled(picture: Picture, rows: int, columns: int) -> Picture:
-    """The picture in another size: means of whole blocks first, then between neighbours, so that nothing flickers."""
-    if picture.shape[:2] == (rows, columns):
-        return picture
-    image: NDArray[Any] = picture
-    down, across = max(1, picture.shape[0] // rows), max(1, picture.shape[1] // columns)
-    if down > 1 or across > 1:
-        height, width = picture.shape[0] // down, picture.shape[1] // across
-        blocks = picture[: height * down, : width * across].reshape(height, down, width, across, *picture.shape[2:])
-        image = blocks.mean(axis=(1, 3), dtype=np.float32)
-    made = np.empty((rows, columns, *picture.shape[2:]), np.uint8)
-    above, below, share = _neighbours(image.shape[0], rows)
-    left, right, part = _neighbours(image.shape[1], columns)
-    share, part = (each.reshape(-1, *[1] * (picture.ndim - 1)) for each in (share, part))
-    for start in range(0, rows, _SLAB_ROWS):
-        some = slice(start, start + _SLAB_ROWS)
-        slab = image[above[some]] * (1 - share[some]) + image[below[some]] * share[some]
-        slab = slab.swapaxes(0, 1)
-        slab = slab[left] * (1 - part) + slab[right] * part
-        made[some] = np.rint(slab.swapaxes(0, 1))
-    return made
-
-
-def _neighbours(size: int, count: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """For each of `count` places along `size` samples: the sample before, that after, and the share of the latter."""
-    at = ((np.arange(count) + 0.5) * (size / count) - 0.5).clip(0, size - 1)
-    before = at.astype(np.intp)
-    return before, np.minimum(before + 1, size - 1), (at - before).astype(np.float32)
+# --- file ---------------------------------------------------------------------------------------------------
 
 
 def _file(picture: Picture, wanted: Rendering) -> bytes:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ..samples import Sample
 from ..server import Answer
-from ..suite import NotApplicable, Trial, case
+from ..suite import DECLINED, NotApplicable, Trial, case
 
 _STARTS = {"image/jpeg": b"\xff\xd8\xff", "image/png": b"\x89PNG", "image/gif": b"GIF8"}
 
@@ -126,10 +126,23 @@ def window(t: Trial) -> None:
 @case("REND-06")
 def annotation(t: Trial) -> None:
     _offered(t)
-    answer = _rendered(t, t.sample("ct"), {"annotation": "patient,technique"})
-    if t.status(answer, 200) and answer.body == _rendered(t, t.sample("ct")).body:
-        t.expect("299" in answer.headers.get("warning", ""), "unsupported, and no Warning 299 says so", answer)
-    t.status(_rendered(t, t.sample("ct"), {"annotation": ""}), 400, "empty")
+    sample = t.sample("ct")
+    # As large as text needs to be told from the image.
+    plain = _rendered(t, sample, {"viewport": "480,640"})
+    for words in ("patient", "technique", "patient,technique"):
+        answer = _rendered(t, sample, {"viewport": "480,640", "annotation": words})
+        if not t.status(answer, 200, words):
+            continue
+        warned = "299" in answer.headers.get("warning", "")
+        if answer.body == plain.body:
+            t.expect(warned, f"{words} is not drawn, and no Warning 299 says so", answer)
+        elif plain.status == 200 and not warned:
+            changed = _image(t, answer).shape[:2] == _image(t, plain).shape[:2]
+            t.expect(changed, "an annotation makes the picture another size", answer)
+    again = _rendered(t, sample, {"viewport": "480,640"})
+    t.expect(again.body == plain.body, "without annotation the picture is not the same as before")
+    for bad in ("", "unheard", "patient,unheard"):
+        t.status(_rendered(t, sample, {"annotation": bad}), 400, f"annotation={bad}")
 
 
 @case("REND-07")
@@ -171,13 +184,36 @@ def documents(t: Trial) -> None:
 
 
 @case("REND-10")
-def moving_pictures(t: Trial) -> None:
+def presentation_states_and_moving_pictures(t: Trial) -> None:
     _offered(t)
+    declined = []
+    state, image = t.sample("presentation state"), t.sample("ct")
+    answer = _rendered(t, state)
+    if answer.status in DECLINED:
+        declined.append(f"presentation states are not rendered (status {answer.status})")
+    elif t.status(answer, 200, "a presentation state with its image"):
+        values = np.frombuffer(image.frames[0], "<u2").reshape(image.data.Rows, image.data.Columns)
+        expected = np.rot90(np.where(values >= 1024, 255, 0), -1)
+        shown = _image(t, answer)
+        shades = shown.reshape(*shown.shape[:2], -1)[..., 0].astype(int)
+        if t.equal(shades.shape, expected.shape, "rows and columns of the image a quarter turned", answer):
+            line = np.zeros(expected.shape, bool)
+            line[4:21, -5] = True
+            around = np.zeros(expected.shape, bool)
+            around[2:23, -8:-2] = True
+            same = np.abs(shades - expected)[~around] < 64
+            t.expect(same.mean() > 0.98, "not the values that the state's window shows, turned as it says", answer)
+            near = np.max([np.roll(shades, move, axis=1) for move in (-1, 0, 1)], axis=0)
+            t.expect((near[line] > 128).mean() > 0.9, "the state's line is not drawn where it says", answer)
+        for refused in ({"window": "0,1,linear"}, {"viewport": "10,10,0,0,5,5"}):
+            t.status(_rendered(t, state, refused), 400, f"{refused} of a presentation state")
     answer = _rendered(t, t.sample("multi-frame"), accept="image/gif")
     if answer.status == 406:
-        raise NotApplicable("multi-frame instances are not rendered as animated GIF (status 406)")
-    t.status(answer, 200)
-    t.expect(answer.body.startswith(b"GIF8"), "no GIF")
+        declined.append("multi-frame instances are not rendered as animated GIF (status 406)")
+    elif t.status(answer, 200):
+        t.expect(answer.body.startswith(b"GIF8"), "no GIF")
+    if len(declined) == 2:
+        raise NotApplicable("; ".join(declined))
 
 
 @case("THUMB-01")

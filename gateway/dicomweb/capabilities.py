@@ -75,7 +75,7 @@ PICTURE: Final = (
         "Of a JPEG, on the scale of its encoders: 100 the best. PNG and GIF lose nothing but colours.",
         {"type": "integer", "minimum": 1, "maximum": 100},
     ),
-    Parameter("annotation", "patient, technique: taken, and answered by a Warning that they are not drawn."),
+    Parameter("annotation", "patient, technique, or both: text in the corners."),
     Parameter("iccprofile", "no; others are taken, and answered by a Warning.", {"type": "string"}),
 )
 URI: Final = (
@@ -92,7 +92,7 @@ URI: Final = (
     Parameter("windowCenter", "With windowWidth.", {"type": "number"}),
     Parameter("windowWidth", "With windowCenter.", {"type": "number"}),
     Parameter("imageQuality", "Of a JPEG, from 1 to 100.", {"type": "integer", "minimum": 1, "maximum": 100}),
-    Parameter("annotation", "patient, technique: taken, and answered by a Warning that they are not drawn."),
+    Parameter("annotation", "patient, technique, or both: text in the corners."),
     Parameter("charset", "utf-8."),
 )
 CONFLICTS: Final = (

@@ -2,32 +2,36 @@
 
 One request gives one picture: of the frame named, of an instance's first frame, of the middle instance of a study's or
 series' first pictures. Whoever accepts multipart gets a part for each instance, and a list of frames always is one.
+A presentation state is shown by the first image that it is about, or in parts by each of them.
 """
 
+import hashlib
 import re
 import zlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Final, NamedTuple
 
+from ..domain.caption import KINDS
+from ..domain.display import Curve, Window
 from ..domain.errors import InvalidInput, NotAcceptable, NotFound
 from ..domain.model import Entry, Selected
 from ..domain.pixels import THUMBNAIL_SIDE
-from ..domain.presentation import DEFAULT_QUALITY, MAX_SIDE, Curve, Region, Rendering, Viewport, Window
+from ..domain.presentation import DEFAULT_QUALITY, MAX_SIDE, Region, Rendering, Viewport
 from ..domain.report import FORMS as TEXTS
 from ..domain.report import is_report
 from ..domain.syntaxes import by_uid
+from ..services.render import Sight
 from ..services.retrieve import frame_indexes, in_order
 from .exchange import Request, Response
 from .multipart import boundary_for, closing, content_type, part_head
 from .params import Accepts, PictureForm, Query, choose_picture, frame_numbers
-from .wado import COMMON, location_of, select
+from .wado import COMMON, location_of, select, selection_of
 
 PICTURES: Final = ("image/jpeg", "image/png", "image/gif")
 """The default first (REND-01)."""
 _PDF: Final = "application/pdf"
 _DOCUMENT: Final = "00420011"
-_PRESENTATION_STATES: Final = "1.2.840.10008.5.1.4.1.1.11."
 _AHEAD: Final = 4
 """Pictures that are made while an earlier one is sent."""
 _CURVES: Final = {"linear": Curve.LINEAR, "linear-exact": Curve.LINEAR_EXACT, "sigmoid": Curve.SIGMOID}
@@ -40,25 +44,29 @@ class Look(NamedTuple):
     window: Window | None
     viewport: Viewport | None
     quality: int
+    annotation: tuple[str, ...]
+    """Kinds of `caption.KINDS`."""
 
 
 class _Place(NamedTuple):
-    """A frame that a picture is asked of."""
+    """A resource that a picture is asked of."""
 
     entry: Entry
-    frame: int
-    """From 0."""
     path: str
     """Of the resource, below the instance."""
+    frame: int = 0
+    """From 0."""
+    sight: Sight | None = None
+    """What is seen, where that is known already."""
 
 
 async def rendered(
     request: Request, study: str, series: str | None = None, sop: str | None = None, frames: str | None = None
 ) -> Response:
-    """Pictures (REND-01..09); a report as text, a document or a video as it is (REND-09)."""
+    """Pictures (REND-01..10); a report as text, a document or a video as it is (REND-09)."""
     numbers = frame_numbers(frames) if frames is not None else None
     query = request.query
-    look = Look(_window(query), _viewport(query), quality_of(query, "quality"))
+    look = Look(_window(query), _viewport(query), quality_of(query, "quality"), annotation_of(query))
     return await show(request, await select(request, study, series, sop), request.accepts, look, numbers)
 
 
@@ -66,26 +74,33 @@ async def show(
     request: Request, selected: Selected, accepts: Accepts, look: Look, numbers: Sequence[int] | None = None
 ) -> Response:
     """What was selected as it is to look; `numbers` are those of frames, from 1."""
-    window, viewport, quality = look
-    for entry in selected.entries:
-        if entry.sop_class.startswith(_PRESENTATION_STATES) and (window or (viewport and viewport.region)):
-            raise InvalidInput("A presentation state has its own window and region: leave them out.")
     shown = [entry for entry in selected.entries if request.services.render.shows(entry)]
-    if not shown:
+    states = [] if shown else _states(request, selected)
+    if states and (look.window or (look.viewport and look.viewport.region)):
+        raise InvalidInput("A presentation state has its own window and region: leave them out.")
+    if not shown and not states:
         return await _without_pictures(request, selected, accepts)
     form = choose_picture(accepts, PICTURES)
     if form is None:
         raise _not_acceptable(PICTURES)
-    wanted = Rendering(form.media_type, window, viewport, quality)
+    wanted = Rendering(form.media_type, look.window, look.viewport, look.quality)
     warnings = _warnings(request, form)
     if numbers is not None:
-        places = [_Place(shown[0], n, f"/frames/{n + 1}/rendered") for n in frame_indexes(shown[0], numbers)]
+        entry = [*shown, *states][0]
+        places = [_Place(entry, f"/frames/{n + 1}/rendered", n) for n in frame_indexes(entry, numbers)]
         form = PictureForm(form.media_type, form.multipart or len(places) > 1)
+    elif states:
+        asked = states if form.multipart else [_middle(states)]
+        places = [
+            place
+            for state in asked
+            for place in await _seen(request, state, "/rendered", look.annotation, first=not form.multipart)
+        ]
     elif form.multipart:
-        places = [_Place(entry, 0, "/rendered") for entry in shown]
+        places = [_Place(entry, "/rendered") for entry in shown]
     else:
-        places = [_Place(_middle(shown), 0, "/rendered")]
-    return await _answer(request, selected, form, wanted, places, warnings)
+        places = [_Place(_middle(shown), "/rendered")]
+    return await _answer(request, selected, form, wanted, places, warnings, look.annotation)
 
 
 async def thumbnail(
@@ -99,18 +114,35 @@ async def thumbnail(
     selected = await select(request, study, series, sop)
     render = request.services.render
     shown = [entry for entry in selected.entries if render.shows(entry)]
-    if not shown:
+    states = [] if shown else _states(request, selected)
+    if not shown and not states:
         raise NotFound("Nothing here has frames that could be shown.")
     form = choose_picture(request.accepts, PICTURES)
     if form is None:
         raise _not_acceptable(PICTURES)
-    entry = _middle(shown)
+    entry = _middle(states or shown)
     if numbers is not None:
-        place = _Place(entry, frame_indexes(entry, numbers)[0], f"/frames/{numbers[0]}/thumbnail")
+        place = _Place(entry, f"/frames/{numbers[0]}/thumbnail", frame_indexes(entry, numbers)[0])
+    elif states:
+        (place,) = await _seen(request, entry, "/thumbnail", (), first=True)
     else:
-        place = _Place(entry, (await render.presentation(entry)).representative, "/thumbnail")
+        place = _Place(entry, "/thumbnail", sight=await render.sight(entry, None))
     single = PictureForm(form.media_type, False)
-    return await _answer(request, selected, single, Rendering(form.media_type, None, viewport), [place], [])
+    wanted = Rendering(form.media_type, None, viewport, has_texts=False)
+    return await _answer(request, selected, single, wanted, [place], [], ())
+
+
+def _states(request: Request, selected: Selected) -> list[Entry]:
+    """The presentation states, where nothing else was selected: beside images, these are shown as they are."""
+    states = [entry for entry in selected.entries if request.services.render.is_state(entry)]
+    return states if len(states) == len(selected.entries) else []
+
+
+async def _seen(request: Request, state: Entry, path: str, annotation: Sequence[str], *, first: bool) -> list[_Place]:
+    """The images that a presentation state is about, or the first of them."""
+    selection = selection_of(request, state.study_uid, state.series_uid, state.sop_uid)
+    sights = await request.services.render.sights(state, selection, annotation, first=first)
+    return [_Place(state, path, sight=sight) for sight in sights]
 
 
 async def _answer(
@@ -120,23 +152,31 @@ async def _answer(
     wanted: Rendering,
     places: Sequence[_Place],
     warnings: Sequence[tuple[bytes, bytes]],
+    annotation: Sequence[str],
 ) -> Response:
     """The only picture, or each as a part."""
     render = request.services.render
+
+    async def sight(place: _Place) -> Sight:
+        return place.sight or await render.sight(place.entry, place.frame, annotation)
+
     first = places[0]
-    if all(place.entry is first.entry for place in places):
+    known = [place.sight.validator for place in places if place.sight is not None]
+    if known:
+        validator = known[0] if len(known) == 1 else hashlib.sha256("".join(known).encode()).hexdigest()[:32]
+    elif all(place.entry is first.entry for place in places):
         # Pictures of one instance change with its pixels and the way to show them, and with nothing else.
-        validator = f"{first.entry.digest[:32]}{(await render.presentation(first.entry)).fingerprint}"
+        validator = (await sight(first)).validator
     else:
         validator = selected.etag
-    what = repr((form, wanted, [(place.entry.sop_uid, place.path) for place in places]))
+    what = repr((form, wanted, annotation, [(place.entry.sop_uid, place.path) for place in places]))
     etag = f'"{validator}-{zlib.crc32(what.encode()):08x}"'
     headers = [*COMMON, (b"etag", etag.encode()), *warnings]
     if request.unchanged(etag):
         return Response(304, headers)
 
     async def picture(place: _Place) -> bytes:
-        return await render.picture(place.entry, place.frame, await render.presentation(place.entry), wanted)
+        return await render.picture(await sight(place), wanted)
 
     def location(place: _Place) -> str:
         return location_of(request.root, place.entry) + place.path
@@ -239,6 +279,15 @@ def quality_of(query: Query, name: str) -> int:
     return int(value)
 
 
+def annotation_of(query: Query) -> tuple[str, ...]:
+    """The kinds of text that are to be drawn. Raises InvalidInput (REND-06)."""
+    value = _given(query, "annotation")
+    words = [] if value is None else [word.strip() for word in value.split(",")]
+    if not set(words) <= set(KINDS):
+        raise InvalidInput("annotation must be patient, technique, or both with a comma between.")
+    return tuple(kind for kind in KINDS if kind in words)
+
+
 def _window(query: Query) -> Window | None:
     value = _given(query, "window")
     if value is None:
@@ -291,14 +340,8 @@ def _viewport(query: Query) -> Viewport | None:
 
 
 def _warnings(request: Request, form: PictureForm) -> list[tuple[bytes, bytes]]:
-    """What was asked for and is not done (REND-06, REND-07). Raises InvalidInput for what cannot be meant."""
+    """What was asked for and is not done (REND-07). Raises InvalidInput for what cannot be meant."""
     unsupported = []
-    annotation = _given(request.query, "annotation")
-    if annotation is not None:
-        words = [word.strip() for word in annotation.split(",")]
-        if not set(words) <= {"patient", "technique"}:
-            raise InvalidInput("annotation must be patient, technique, or both with a comma between.")
-        unsupported.append(f"The following annotation values are not supported: {', '.join(words)}")
     profile = _given(request.query, "iccprofile")
     if profile is not None and profile != "no":
         if profile not in ("yes", "srgb", "adobergb", "rommrgb") or form.media_type == "image/gif":

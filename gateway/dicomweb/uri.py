@@ -3,13 +3,14 @@
 import re
 from typing import Final
 
+from ..domain.display import Curve, Window
 from ..domain.errors import InvalidInput, NotAcceptable, NotFound
 from ..domain.model import Entry
-from ..domain.presentation import MAX_SIDE, Curve, Region, Viewport, Window
+from ..domain.presentation import MAX_SIDE, Region, Viewport
 from .exchange import Request, Response
 from .params import DICOM, Accepts, Query, is_uid, parse_accept
 from .problems import HttpProblem
-from .rendered import PICTURES, Look, quality_of, show
+from .rendered import PICTURES, Look, annotation_of, quality_of, show
 from .wado import files, select
 
 GIVES: Final = (DICOM, *PICTURES, "text/html", "text/plain", "text/xml", "application/pdf")
@@ -85,7 +86,7 @@ def _look(query: Query, entry: Entry) -> Look:
         window = Window(float(center), float(width), Curve.LINEAR)
         if not window.is_valid:
             raise InvalidInput("windowWidth must be 1 or more.")
-    return Look(window, _viewport(query, entry), quality_of(query, "imageQuality"))
+    return Look(window, _viewport(query, entry), quality_of(query, "imageQuality"), annotation_of(query))
 
 
 def _viewport(query: Query, entry: Entry) -> Viewport | None:

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from typing import Final
 
 from ..domain.errors import InvalidInput, NotAcceptable, NotFound
-from ..domain.model import Entry, Selected
+from ..domain.model import Entry, Selected, Selection
 from ..domain.native_model import to_xml
 from ..domain.pixels import DOUBLE_FLOAT_PIXEL_DATA, FLOAT_PIXEL_DATA, PIXEL_DATA
 from ..domain.syntaxes import EXPLICIT_LE, OCTETS, TABLE
@@ -353,11 +353,16 @@ def _bulk(request: Request, identity: str, form: Form, location: str, value: byt
 async def select(request: Request, study: str, series: str | None, sop: str | None) -> Selected:
     """Raises NotFound, Gone, and InvalidInput for a UID that is none, unless something is stored so (ROOT-06)."""
     try:
-        return await request.services.retrieve.select(selection(request.datastore, request.query, study, series, sop))
+        return await request.services.retrieve.select(selection_of(request, study, series, sop))
     except NotFound:
         if not all(uid is None or is_uid(uid) for uid in (study, series, sop)):
             raise InvalidInput("A UID is digits and periods, 64 at most.") from None
         raise
+
+
+def selection_of(request: Request, study: str, series: str | None, sop: str | None) -> Selection:
+    """What `select` selects. Raises InvalidInput."""
+    return selection(request.datastore, request.query, study, series, sop)
 
 
 def _not_acceptable(what: str, forms: Sequence[Form]) -> NotAcceptable:

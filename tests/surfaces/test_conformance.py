@@ -8,6 +8,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import httpx
+import imagecodecs
+import numpy as np
 import pytest
 
 from conformance import reading
@@ -330,6 +332,11 @@ def _short_boundary(exchange: Exchange) -> None:
         exchange.body = exchange.body.replace(boundary.encode(), b"b")
 
 
+def _upside_down(exchange: Exchange) -> None:
+    if exchange.headers.get("content-type") == "image/png":
+        exchange.body = bytes(imagecodecs.png_encode(np.ascontiguousarray(imagecodecs.png_decode(exchange.body)[::-1])))
+
+
 def _last_byte(exchange: Exchange) -> None:
     """Another last byte in each payload."""
     if exchange.is_multipart and b"--" in exchange.body:
@@ -380,6 +387,8 @@ FAULTS: dict[str, tuple[Spoil | None, Spoil | None, str]] = {
     "Accept is not read": (_deaf_to("accept"), None, "NEG-10 WADO-03 WADO-09"),
     "accept is not read": (_without("accept"), None, "NEG-08"),
     "limit is not read": (_without("limit"), None, "QIDO-25 QIDO-26 QIDO-27"),
+    "an annotation is neither drawn nor said to be missing": (_without("annotation"), None, "REND-06"),
+    "pictures are upside down": (None, _upside_down, "REND-10"),
     "a key is not read": (_without("PatientName", "StudyDate", "Modality"), None, "QIDO-01 QIDO-02 QIDO-10 QIDO-11"),
     "includefield is not read": (_without("includefield"), None, "QIDO-20 QIDO-21"),
     "nothing says that more is left": (None, _header("warning", None), "QIDO-27"),

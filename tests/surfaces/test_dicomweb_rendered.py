@@ -362,14 +362,12 @@ def test_a_thumbnail_has_no_region() -> None:
     assert on.get(THUMBNAIL + "?viewport=256%2C256").status_code == 200
 
 
-def test_annotations_and_profiles_are_not_there_and_said_to_be_so() -> None:
+def test_profiles_are_not_there_and_said_to_be_so() -> None:
     on = surface([made(1)])
     answer = on.get(RENDERED + "?annotation=patient,technique&iccprofile=srgb")
     assert answer.status_code == 200
-    warning = answer.headers["warning"]
-    assert '299 pacs.example:8080 "The following annotation values are not supported: patient, technique"' in warning
-    assert "iccprofile" in warning
-    for query in ("", "?iccprofile=no", "?unknown=1"):
+    assert '299 pacs.example:8080 "The iccprofile parameter is not supported' in answer.headers["warning"]
+    for query in ("", "?iccprofile=no", "?unknown=1", "?annotation=patient,technique"):
         assert "warning" not in on.get(RENDERED + query).headers
 
 
@@ -682,3 +680,141 @@ def test_who_asks_for_the_same_picture_at_once_has_it_made_once() -> None:
     assert on.backend.frames_read == 1
     assert on.get(RENDERED).content == answers[0].content
     assert on.backend.frames_read == 1
+
+
+# --- annotations -----------------------------------------------------------------------------------------------------
+
+
+def written(source: Dataset, query: str, path: str = RENDERED) -> NDArray[np.bool_]:
+    """Where an annotation changes a picture."""
+    plain, annotated = picture(source, path, query.partition("annotation")[0].rstrip("&")), picture(source, path, query)
+    changed = plain != annotated
+    return np.asarray(changed if changed.ndim == 2 else changed.any(axis=2))
+
+
+def corners(changed: NDArray[np.bool_]) -> list[bool]:
+    """Top left, top right, bottom left, bottom right: whether anything is there. Nothing is in the middle."""
+    rows, columns = changed.shape[0] // 2, changed.shape[1] // 2
+    assert not changed[rows - 2 : rows + 2].any()
+    assert not changed[:, columns - 2 : columns + 2].any()
+    return [
+        bool(changed[down, right].any())
+        for down in (slice(None, rows), slice(rows, None))
+        for right in (slice(None, columns), slice(columns, None))
+    ]
+
+
+def captioned(shade: int = 0, **attributes: Any) -> Dataset:
+    values = np.full((200, 300), shade, np.uint8)
+    return grey(values, dtype=np.uint8, **attributes)
+
+
+@pytest.mark.parametrize("shade", [0, 128, 255])
+def test_annotations_stand_in_the_corners_and_can_be_read_on_any_shade(shade: int) -> None:
+    source = captioned(shade, KVP=120, SliceThickness=5)
+    assert corners(written(source, "annotation=patient")) == [True, False, False, False]
+    assert corners(written(source, "annotation=technique")) == [False, True, True, True]
+    assert corners(written(source, "annotation=technique, patient")) == [True] * 4
+    shown = picture(source, query="viewport=900,600&annotation=patient")[:200, :400].astype(int)
+    # White letters with a black edge: both are there, whatever is behind.
+    assert (shown > 240).sum() > 100
+    assert (shown < 15).sum() > 100
+    assert picture(source).tolist() == np.full((200, 300), shade).tolist()
+
+
+@pytest.mark.parametrize("accept", ["image/jpeg", "image/png", "image/gif"])
+def test_annotations_are_in_every_type_and_are_another_representation(accept: str) -> None:
+    on = surface([captioned()])
+    plain, patient, both = (
+        on.get(RENDERED + query, accept) for query in ("", "?annotation=patient", "?annotation=patient,technique")
+    )
+    assert len({answer.headers["etag"] for answer in (plain, patient, both)}) == 3
+    assert len({answer.content for answer in (plain, patient, both)}) == 3
+    assert on.get(RENDERED + "?annotation=patient", accept, If_None_Match=patient.headers["etag"]).status_code == 304
+    assert on.get(RENDERED + "?annotation=patient", accept, If_None_Match=plain.headers["etag"]).status_code == 200
+    assert on.get(RENDERED + "?annotation=technique,patient", accept).content == both.content
+
+
+def test_annotations_say_what_the_attributes_say() -> None:
+    first = picture(captioned(), query="annotation=patient")
+    assert np.array_equal(first, picture(captioned(Modality="CT", KVP=90), query="annotation=patient"))
+    for attributes in ({"PatientName": "Test^Anne"}, {"PatientID": "ID-2"}, {"PatientSex": "F"}, {"PatientName": ""}):
+        assert not np.array_equal(first, picture(captioned(**attributes), query="annotation=patient")), attributes
+    first = picture(captioned(), query="annotation=technique")
+    assert np.array_equal(first, picture(captioned(PatientName="Other^Name"), query="annotation=technique"))
+    for attributes in (
+        *({"Modality": "CT"}, {"StudyDate": "20200101"}, {"AcquisitionDate": "20200101"}, {"InstanceNumber": 2}),
+        *({"KVP": 120}, {"RepetitionTime": 500}, {"SliceThickness": 2}, {"SliceLocation": -3.5}),
+        *({"SeriesDescription": "Axial"}, {"PixelSpacing": [0.5, 0.5]}, {"ImagePositionPatient": [1, 2, 3]}),
+        {"WindowCenter": 1000, "WindowWidth": 4000},
+    ):
+        assert not np.array_equal(first, picture(captioned(**attributes), query="annotation=technique")), attributes
+    # The window is that of the picture.
+    asked = [picture(captioned(), query=f"annotation=technique&window={n},1,linear") for n in (1000, 2000)]
+    assert not np.array_equal(*asked)
+
+
+def test_each_frame_has_its_own_annotation() -> None:
+    groups = []
+    for location in (1, 2):
+        position = item(PlanePositionSequence=DicomSequence([item(ImagePositionPatient=[0, 0, location])]))
+        groups.append(position)
+    source = grey(np.zeros((2, 200, 300)), dtype=np.uint8, PerFrameFunctionalGroupsSequence=DicomSequence(groups))
+    on = surface([source])
+    first, second = (picture(on, f"{INSTANCE}/frames/{n}/rendered", "annotation=technique") for n in (1, 2))
+    assert (first[100:] != second[100:]).any(), "the position differs"
+    assert (first[:100] != second[:100]).any(), "the frame's number differs"
+    parts = split(on.get(f"{INSTANCE}/frames/1,2/rendered?annotation=technique", "image/png"))
+    for (_, body), shown in zip(parts, (first, second), strict=True):
+        assert np.array_equal(imagecodecs.png_decode(body), shown)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("M\u00fcller^\u017baneta", "\u0416\u0443\u043a^\u0410\u043d\u043d\u0430", "\u0394\u03b9\u03bf\u03bd"),
+        *("\u05e9\u05dc\u05d5\u05dd", "\u0645\u062d\u0645\u062f", "\u0e01\u0e23\u0e38\u0e07"),
+        *("Yamada^Tarou=\u5c71\u7530^\u592a\u90ce", "=\u5c71\u7530^\u592a\u90ce", "\U0001f600\ufffe"),
+        *("a\u202eb\u0301\u200d\u0000", "^" * 70, "W" * 5000, "e\u0301" * 40),
+    ],
+)
+def test_names_in_any_script_are_drawn(name: str) -> None:
+    source = captioned(SpecificCharacterSet="ISO_IR 192", PatientID="")
+    del source.PatientName
+    source.add_new("PatientName", "PN", name)
+    changed = written(source, "annotation=patient")
+    assert corners(changed) == [name.strip("^") != "", False, False, False]
+    assert np.array_equal(changed, written(source, "annotation=patient"))
+
+
+def test_letters_that_no_font_has_are_marked() -> None:
+    def of(name: str) -> NDArray[np.uint8]:
+        return picture(captioned(SpecificCharacterSet="ISO_IR 192", PatientName=name), query="annotation=patient")
+
+    assert not np.array_equal(of("A\u5c71B"), of("AB"))
+    assert np.array_equal(of("A\u5c71B"), of("A\u7530B"))
+    assert not np.array_equal(of("M\u00fcller"), of("Muller"))
+    assert np.array_equal(of("Yamada^Tarou=\u5c71\u7530^\u592a\u90ce"), of("Yamada^Tarou"))
+
+
+def test_annotations_grow_with_the_picture_and_stay_in_it() -> None:
+    source = captioned(PatientName="Very^Long" * 5, SeriesDescription="x" * 64, StudyDescription="y" * 64, KVP=120)
+    for query in ("viewport=60,40&", "viewport=1200,800&", "viewport=300,200,0,0,-300,-200&"):
+        changed = written(source, query + "annotation=patient,technique")
+        assert all(corners(changed)), query
+    small, large = (written(source, f"viewport={w},{w}&annotation=patient") for w in (300, 1500))
+    heights = [np.ptp(np.flatnonzero(changed.any(axis=1))) / len(changed) for changed in (small, large)]
+    assert abs(heights[0] - heights[1]) < 0.1
+    tiny = grey(np.zeros((3, 4)), dtype=np.uint8)
+    assert picture(tiny, query="annotation=patient,technique").shape == (3, 4)
+
+
+def test_colour_is_annotated_and_thumbnails_are_not() -> None:
+    rgb = np.full((200, 300, 3), (200, 30, 30), np.uint8)
+    colour = made(
+        1, **{**BYTES, "SamplesPerPixel": 3, "Rows": 200, "Columns": 300}, PhotometricInterpretation="RGB",
+        PlanarConfiguration=0, PixelData=rgb.tobytes(),
+    )  # fmt: skip
+    assert corners(written(colour, "annotation=patient")) == [True, False, False, False]
+    assert np.array_equal(picture(colour, THUMBNAIL), picture(colour, THUMBNAIL, "annotation=patient"))
