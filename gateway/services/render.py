@@ -9,7 +9,7 @@ import asyncio
 import base64
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Any, Final, Generic, NamedTuple, TypeVar
@@ -17,6 +17,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 import orjson
 
 from ..domain import report, softcopy
+from ..domain.display import PALETTE_DATA
 from ..domain.encapsulation import TRANSCODING_EXCEPTION, UNSUPPORTED_TRANSFER_SYNTAX
 from ..domain.errors import Corrupt, NotAcceptable, NotFound
 from ..domain.model import Entry, Frame, Selection
@@ -140,8 +141,11 @@ class Render:
         format = entry.format
         if format is None or not entry.frames:
             raise NotFound("The instance has no frames that could be shown.")
-        presentation = await self._of_attributes(
-            entry, lambda attributes: describe(attributes, format, entry.frames, annotation)
+        (attributes,) = await self._of_document([entry], orjson.loads)
+        if format.photometric == "PALETTE COLOR":
+            await self._fill(entry, attributes, PALETTE_DATA)
+        presentation = await asyncio.get_running_loop().run_in_executor(
+            self._executor, describe, attributes, format, entry.frames, annotation
         )
         return presentation, presentation.size_bytes
 
@@ -177,17 +181,21 @@ class Render:
         format = entry.format
         assert format is not None
         of_state, of_image = await self._of_document([state, entry], orjson.loads)
-        for tag in softcopy.overlays_of(of_state):
-            for owner, attributes in ((state, of_state), (entry, of_image)):
-                if "BulkDataURI" in (attributes.get(tag) or {}):
-                    _, value = await self._instances.bulk(owner, tag)
-                    attributes[tag] = {"vr": "OW", "InlineBinary": base64.b64encode(value)}
+        for owner, attributes in ((state, of_state), (entry, of_image)):
+            await self._fill(owner, attributes, (*softcopy.overlays_of(of_state), *PALETTE_DATA))
         presentation = await asyncio.get_running_loop().run_in_executor(
             self._executor,
             partial(described_by, of_state, state.sop_class, of_image, entry.sop_uid),
             *(format, entry.frames, index, annotation),
         )
         return presentation, presentation.size_bytes
+
+    async def _fill(self, entry: Entry, attributes: dict[str, Any], tags: Iterable[str]) -> None:
+        """Puts tables and planes that are bulk data where they belong."""
+        for tag in tags:
+            if "BulkDataURI" in (attributes.get(tag) or {}):
+                _, value = await self._instances.bulk(entry, tag)
+                attributes[tag] = {"vr": "OW", "InlineBinary": base64.b64encode(value)}
 
     async def _of_attributes(self, entry: Entry, work: Callable[[Mapping[str, Any]], T]) -> T:
         """What a thread makes of an instance's DICOM JSON."""

@@ -1,5 +1,6 @@
 """Reading a received instance and writing it back: against pydicom, and against what breaks."""
 
+import base64
 import io
 import math
 import mmap
@@ -685,6 +686,25 @@ def test_large_binary_values_leave_the_json() -> None:
     for path in ("00081140.1.00091010", "00091019", "00081140.0.00091011", "../x", "7FE00010"):
         with pytest.raises(NotFound):
             header.bulk(received.head, received.head_pixel_at, EXPLICIT, path)
+
+
+def test_a_palette_is_bulk_data_however_small_and_documents_hold_it() -> None:
+    table = bytes(range(8))
+    item = element(0x00281201, b"OW", table)
+    received = header.read(
+        instance(
+            element(0x00081140, b"SQ", struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item),
+            element(0x00281201, b"OW", table),
+            element(0x00281202, b"OW", b""),
+        ),
+        EXPLICIT,
+    )
+    elements = json_of(received, "http://h")
+    assert elements["00281201"] == {"vr": "OW", "BulkDataURI": "http://h/bulkdata/00281201"}
+    assert elements["00281202"] == {"vr": "OW"}
+    assert "InlineBinary" in elements["00081140"]["Value"][0]["00281201"]
+    assert header.bulk(received.head, received.head_pixel_at, EXPLICIT, "00281201") == ("OW", table)
+    assert node_of(received)["DICOM"]["RedPaletteColorLookupTableData"] == base64.b64encode(table).decode()
 
 
 def test_inflating_is_bounded() -> None:
