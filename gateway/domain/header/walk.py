@@ -131,7 +131,8 @@ class Walk:
                 self.pixel = (tag, vr, start, length)
                 break
             # Only a sequence of the top level is remembered: deeper, a look-up would hide how deep the nesting goes.
-            lasting = vr != b"UN" and (not depth or vr != b"SQ")
+            # A palette is told in one way at the top and in another below.
+            lasting = vr != b"UN" and (not depth or vr != b"SQ") and tag not in PALETTES
             if lasting and length <= _MEMO_SEQUENCE and start + length <= min(end, size):
                 raw = window[i : start + length]
                 element = get(raw)
@@ -192,7 +193,7 @@ class Walk:
             if tag in PIXEL_TAGS and not depth:
                 self.pixel = (tag, b"", i + 8, length)
                 break
-            lasting = certain and vr != b"SQ" and length <= _MEMO_VALUE
+            lasting = certain and vr != b"SQ" and length <= _MEMO_VALUE and tag not in PALETTES
             if lasting and vr not in BINARY:
                 element, i = simple_element(tag, vr, window[i + 8 : j], declared), j
             else:
