@@ -860,7 +860,19 @@ def _break(choice: random.Random, document: Any) -> None:
 
 def _count(choice: random.Random) -> str:
     """What may be a limit, a version or a number."""
-    numbers = ("0", "1", "100", "1000", "-1", "x", "", "9" * 16, "0" * 5000 + "1")
+    numbers = (
+        "0",
+        "1",
+        "100",
+        "1000",
+        "-1",
+        "x",
+        "",
+        "9" * 16,
+        "0" * 5000 + "1",
+        "1" + "0" * 5000,
+        "000001" + "0" * 5000,
+    )
     return choice.choice((*numbers, _encoded(choice, _word(choice))))
 
 

@@ -228,9 +228,13 @@ class Connection:
         """
         with self._connected() as connected:
             received = bytearray()
-            with contextlib.suppress(ConnectionError):
+            try:
                 connected.sendall(raw)
                 connected.shutdown(socket.SHUT_WR)
+            except TimeoutError:
+                raise
+            except OSError:
+                pass  # the gateway has had enough of it already
             with contextlib.suppress(ConnectionError):
                 while some := connected.recv(1 << 16):
                     received += some

@@ -89,7 +89,7 @@ def test_mutations(gateway: RunningGateway) -> None:
 
 
 def test_requests(start_gateway: Callable[..., RunningGateway]) -> None:
-    """Among these are a head of many megabytes, and pictures that the codec of GIF had no room for."""
+    """Of every kind that there is, about a dozen files."""
     gateway = start_gateway(env=requests.ENVIRONMENT)
     report = requests.run(gateway, 1000, seed=4, held=12)
     assert not report.faults, report
