@@ -542,6 +542,8 @@ def _json(choice: random.Random, document: bytes) -> bytes:
     for _ in range(choice.choice((0, 1, 1, 3))):
         data_set = choice.choice(read)
         tag = choice.choice(list(data_set)) if data_set else "00100010"
+        if not isinstance(data_set.get(tag, {}), dict):  # broken already
+            continue
         element = data_set.setdefault(tag, {})
         match choice.randrange(12):
             case 0:
