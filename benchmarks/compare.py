@@ -1,10 +1,13 @@
 """Our gateway beside Orthanc in one run, cell by cell, against the budgets.
 
     python -m benchmarks.compare [--quick] [--reps 3] [--only REGEX] [--suites LIST] [--studies N] [--from JSON ...]
+    python -m benchmarks.compare --series [--quick] [--reps 3] [--from JSON ...]
 
 Prints the tables of `docs/performance.md`; a run of everything (no `--quick`, no `--only`, all suites, 1,000 studies)
-also writes them there, `--write` any. `--from` takes the JSON of earlier runs instead of measuring. Both start on empty
-folders and free ports. Exit codes: 0 measured, 1 a cell of ours failed or is below Orthanc's, 2 something is missing.
+also writes them there, `--write` any. `--series` measures how one series of 500 CT is read and nothing else (metadata,
+frames, rendered images, thumbnails, all of it as DICOM, its instances by QIDO-RS), and has tables of its own there.
+`--from` takes the JSON of earlier runs instead of measuring. Both start on empty folders and free ports. Exit codes:
+0 measured, 1 a cell of ours failed or is below Orthanc's, 2 something is missing.
 """
 
 import argparse
@@ -29,9 +32,11 @@ OURS: Final = "gateway"
 ORTHANC: Final = "orthanc"
 STORESCP: Final = "dcmtk-storescp"
 PAGE: Final = ROOT / "docs" / "performance.md"
-BEGIN: Final = "<!-- figures: written by benchmarks.compare -->"
-END: Final = "<!-- end of figures -->"
+ALL: Final = ("<!-- figures: written by benchmarks.compare -->", "<!-- end of figures -->")
+SERIES: Final = ("<!-- a series: written by benchmarks.compare --series -->", "<!-- end of a series -->")
+"""What the tables stand between."""
 SUITES: Final = "ingest,search,find,wado"
+OF_SERIES: Final = r"^(metadata|frame|series|rendered|thumbnail|qido\.instances_of_series500)\."
 _RATES: Final = ("inst_per_s", "req_per_s", "mb_per_s")
 _HEADLINES: Final = ("inst_per_s", "req_per_s", "wall_s")
 
@@ -94,12 +99,12 @@ def measure(peer: str, out: Path, arguments: Sequence[str]) -> Path:
             if name in (OURS, peer):
                 files.append(scratch / f"{name}.json")
                 files[-1].write_text(json.dumps({"name": name, **target}))
-        command = [sys.executable, str(HARNESS / "harness.py"), "compare", *map(str, files), "--out", str(out)]
+        command = [sys.executable, "-m", "benchmarks.cells", "compare", *map(str, files), "--out", str(out.absolute())]
         command += ["--runid", run_id, "--scratch", str(scratch), *arguments]
         CACHE.mkdir(parents=True, exist_ok=True)
         env = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
         env["PATH"] += f"{os.pathsep}/usr/sbin"
-        done = subprocess.run(command, env={**env, "BENCH_CACHE": str(CACHE)}, stdout=sys.stderr)
+        done = subprocess.run(command, cwd=ROOT, env={**env, "BENCH_CACHE": str(CACHE)}, stdout=sys.stderr)
         written = out / f"compare-{OURS}-{peer}-{run_id}.json"
         if done.returncode or not written.exists():
             for log in sorted(scratch.glob("*.log")):
@@ -212,9 +217,10 @@ def report(
     behind = [row[0] for is_good, row in cells if not is_good]
     # No paths, no load, no ids: what a reader can compare with a machine of his own.
     where = f"{environment['cores']} cores of {environment['cpu'] or 'an unnamed CPU'}, Python {environment['python']}"
-    lines = [
-        f"{environment['time'][:10]}, {where}; a series of {environment['series']}, {environment['studies']} studies."
-    ]
+    stock = f"a series of {environment['series']}"
+    if environment["studies"]:
+        stock += f", {environment['studies']} studies"
+    lines = [f"{environment['time'][:10]}, {where}; {stock}."]
     rows = list(budget_rows(budgets, results, environment))
     lines += ["", *_table(("cell", "figure", "ours", "peer", "ratio", "budget", ""), rows)]
     lines += ["", f"Failed, or below Orthanc's: {', '.join(behind) if behind else 'none'}.", ""]
@@ -223,13 +229,13 @@ def report(
     return "\n".join(lines), behind
 
 
-def write(page: Path, text: str) -> None:
+def write(page: Path, text: str, markers: tuple[str, str]) -> None:
     """Puts the tables between their markers."""
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = page.read_text().partition(markers[0])
+    _, end, after = rest.partition(markers[1])
     if not begin or not end:
-        raise SystemExit(f"{page.name} has lost its markers: {BEGIN} and {END}")
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+        raise SystemExit(f"{page.name} has lost its markers: {' and '.join(markers)}")
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def main() -> int:
@@ -239,10 +245,13 @@ def main() -> int:
     parser.add_argument("--only", help="regular expression on cell names")
     parser.add_argument("--suites", default=SUITES)
     parser.add_argument("--studies", type=int, default=1000)
+    parser.add_argument("--series", action="store_true", help="how a series of 500 is read, and nothing else")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "out")
     parser.add_argument("--from", dest="files", type=Path, nargs="+", help="results of earlier runs")
     parser.add_argument("--write", action="store_true", help="into docs/performance.md, whatever was measured")
     asked = parser.parse_args()
+    if asked.series:
+        asked.suites, asked.only, asked.studies = "search,wado", asked.only or OF_SERIES, 0
     files = asked.files
     if files is None:
         try:
@@ -260,9 +269,13 @@ def main() -> int:
     budgets = tomllib.loads((ROOT / "benchmarks" / "budgets.toml").read_text())["budget"]
     text, behind = report(*read(files), budgets)
     print(text)
-    is_whole = not (asked.quick or asked.only or asked.files) and asked.suites == SUITES and asked.studies == 1000
+    if asked.series:
+        is_whole, markers = not (asked.quick or asked.files) and asked.only == OF_SERIES, SERIES
+    else:
+        is_whole, markers = not (asked.quick or asked.only or asked.files), ALL
+        is_whole = is_whole and asked.suites == SUITES and asked.studies == 1000
     if is_whole or asked.write:
-        write(PAGE, text)
+        write(PAGE, text, markers)
     return 1 if behind else 0
 
 

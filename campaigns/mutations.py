@@ -248,7 +248,7 @@ def run(gateway: RunningGateway, count: int, seed: int) -> Report:
         for thread in threads:
             thread.join()
     with Faces(gateway) as faces:
-        if not until(lambda: not _left(faces), _QUEUE_S):
+        if not until(lambda: not waiting(faces), _QUEUE_S):
             report.fault(f"work still in the queue: {faces.queue()['work']}")
     report.seconds = time.monotonic() - began
     ended.set()
@@ -259,7 +259,8 @@ def run(gateway: RunningGateway, count: int, seed: int) -> Report:
     return report
 
 
-def _left(faces: Faces) -> float:
+def waiting(faces: Faces) -> float:
+    """How much work is not done yet."""
     work = faces.queue()["work"]
     return float(sum(numbers["waiting"] + numbers["running"] for kind, numbers in work.items() if kind != "quarantine"))
 

@@ -316,11 +316,13 @@ def _file(picture: Picture, wanted: Rendering) -> bytes:
     return bytes(imagecodecs.jpeg8_encode(picture, level=wanted.quality))
 
 
+_GIF_HEAD_BYTES: Final = 4096
+"""More than all of a GIF but its samples takes."""
+
+
 def _gif(picture: Picture) -> bytes:
     if picture.ndim == 2:
-        return bytes(
-            imagecodecs.gif_encode(picture, colormap=np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(-1, 3))
-        )
+        return _lzw(picture, np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(-1, 3))
     packed = picture.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     colours, index = np.unique(packed, return_inverse=True)
     if len(colours) > 256:
@@ -333,4 +335,10 @@ def _gif(picture: Picture) -> bytes:
         table = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], -1)
     colormap = np.zeros((256, 3), np.uint8)
     colormap[: len(table)] = table
-    return bytes(imagecodecs.gif_encode(index.reshape(picture.shape[:2]).astype(np.uint8), colormap=colormap))
+    return _lzw(index.reshape(picture.shape[:2]).astype(np.uint8), colormap)
+
+
+def _lzw(index: Picture, colormap: Picture) -> bytes:
+    # Noise grows: a code of up to 12 bits for each sample. The codec by itself leaves no room for that, and fails.
+    room = 2 * index.size + _GIF_HEAD_BYTES
+    return bytes(imagecodecs.gif_encode(index, colormap=colormap, out=room))

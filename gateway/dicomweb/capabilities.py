@@ -1,13 +1,12 @@
-"""What the service says of itself, made of the table of routes: capabilities (PS3.18 §8.9; CAP-01, CAP-03), OpenAPI.
+"""What the service says of itself, made of the table of routes: the capabilities (PS3.18 §8.9; CAP-01, CAP-03).
 
+    Operation, Parameter            what is told of a method, here and in OpenAPI (`http.openapi`)
     wadl(...), wadl_as_json(...)    the capabilities description: one tree, as XML and as JSON
-    openapi(...)                    an OpenAPI 3.1 document
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
 from pydicom.datadict import keyword_for_tag
@@ -17,10 +16,9 @@ from ..domain.query import SUPPORTED, Level
 
 WADL: Final = "application/vnd.sun.wadl+xml"
 JSON: Final = "application/json"
-PROBLEM: Final = "application/problem+json"
 
-_TITLE: Final = "Imageset Gateway"
-_ABOUT: Final = (
+TITLE: Final = "Imageset Gateway"
+ABOUT: Final = (
     "DICOMweb over versioned image sets. Text is UTF-8. Instances, frames and pixel data are to be had in Explicit VR "
     "Little Endian, as they are stored (transfer-syntax=*), and where they are stored without loss in HTJ2K, "
     "JPEG 2000, JPEG-LS and RLE. A transfer syntax is chosen by the parameter transfer-syntax of a media type in "
@@ -29,11 +27,12 @@ _ABOUT: Final = (
 
 
 class Parameter(NamedTuple):
-    """A query parameter."""
+    """A parameter of the query, or a header."""
 
     name: str
     meaning: str
     schema: Mapping[str, Any] = {"type": "string"}
+    place: Literal["query", "header"] = "query"
 
 
 class Operation(NamedTuple):
@@ -45,15 +44,33 @@ class Operation(NamedTuple):
     parameters: tuple[Parameter, ...] = ()
     takes: tuple[str, ...] = ()
     """Media types of the body."""
+    also: tuple[int, ...] = ()
+    """Statuses beside that success, and beside those that every request may get."""
+    schema: str = ""
+    """Of what is given as JSON: its name among the schemas of the OpenAPI document."""
 
 
-_COUNT: Final = {"type": "integer", "minimum": 0}
+def _matching(pattern: str) -> dict[str, Any]:
+    return {"type": "string", "pattern": f"^(?:{pattern})$"}
+
+
+_COUNT: Final = {"type": "integer", "minimum": 0, "maximum": 10**12 - 1}
+_VERSION: Final = {"type": "integer", "minimum": 1, "maximum": 10**9 - 1}
+_DECIMAL: Final = r"[+-]?([0-9]{1,12}(\.[0-9]{0,12})?|\.[0-9]{1,12})([eE][+-]?[0-9]{1,2})?"
+_SIDES: Final = r"[0-9]{1,5},[0-9]{1,5}"
+_WORDS: Final = "(patient|technique)(,(patient|technique))*"
+VALUES: Final[Mapping[str, Mapping[str, Any]]] = {
+    **{name: _matching("[0-9.]{1,64}") for name in ("study", "series", "sop")},
+    "frames": _matching("[0-9]{1,9}(,[0-9]{1,9})*"),
+    "path": _matching(r"[0-9A-Fa-f]{8}(\.[0-9]{1,6}\.[0-9A-Fa-f]{8})*"),
+}
+"""What the values in a path look like."""
 ACCEPT: Final = Parameter("accept", "Media types, before those of the Accept header and without wildcards.")
 PLACE: Final = (
-    Parameter("imageSetId", "Of this image set instead of the primary ones."),
+    Parameter("imageSetId", "Of this image set instead of the primary ones.", _matching("[0-9a-z]{32}")),
     Parameter("asOf", "As things were then: RFC 3339 with a zone.", {"type": "string", "format": "date-time"}),
 )
-VERSION: Final = Parameter("version", "Of the series' image set, from 1.", {"type": "integer", "minimum": 1})
+VERSION: Final = Parameter("version", "Of the series' image set, from 1; a study has none.", _VERSION)
 SEARCH: Final = (
     Parameter("limit", "Rows at most.", _COUNT),
     Parameter("offset", "Rows to pass over.", _COUNT),
@@ -66,35 +83,63 @@ SEARCH: Final = (
     Parameter("includefield", "Attributes to be in the rows beside the usual ones: keywords or tags; all."),
     *PLACE,
 )
-THUMBNAIL: Final = (Parameter("viewport", "width,height of the picture, into which the image is fitted."),)
+THUMBNAIL: Final = (
+    Parameter("viewport", "width,height of the picture, into which the image is fitted.", _matching(_SIDES)),
+)
 PICTURE: Final = (
-    Parameter("viewport", "width,height of the picture; and sx,sy,sw,sh of the image: negative sw and sh flip it."),
-    Parameter("window", "center,width,function, the last of which is linear, linear-exact or sigmoid."),
+    Parameter(
+        "viewport",
+        "width,height of the picture; and sx,sy,sw,sh of the image: negative sw and sh flip it.",
+        _matching(rf"{_SIDES}((,({_DECIMAL})?){{4}})?"),
+    ),
+    Parameter(
+        "window",
+        "center,width,function, the last of which is linear, linear-exact or sigmoid.",
+        _matching(rf"{_DECIMAL},{_DECIMAL},(linear|linear-exact|sigmoid)"),
+    ),
     Parameter(
         "quality",
         "Of a JPEG, on the scale of its encoders: 100 the best. PNG and GIF lose nothing but colours.",
         {"type": "integer", "minimum": 1, "maximum": 100},
     ),
-    Parameter("annotation", "patient, technique, or both: text in the corners."),
-    Parameter("iccprofile", "no; others are taken, and answered by a Warning.", {"type": "string"}),
+    Parameter("annotation", "patient, technique, or both: text in the corners.", _matching(_WORDS)),
+    Parameter(
+        "iccprofile",
+        "no; others are taken, and answered by a Warning.",
+        {"type": "string", "enum": ["no", "yes", "srgb", "adobergb", "rommrgb"]},
+    ),
 )
 URI: Final = (
     Parameter("requestType", "WADO.", {"type": "string", "const": "WADO"}),
-    Parameter("studyUID", "The study."),
-    Parameter("seriesUID", "The series."),
-    Parameter("objectUID", "The instance."),
+    Parameter("studyUID", "The study.", VALUES["study"]),
+    Parameter("seriesUID", "The series.", VALUES["series"]),
+    Parameter("objectUID", "The instance.", VALUES["sop"]),
     Parameter("contentType", "Media types, with commas between them; by default a picture of an image of one frame."),
-    Parameter("transferSyntax", "Of application/dicom: a UID, or * for the one that it is stored in."),
+    Parameter(
+        "transferSyntax",
+        "Of application/dicom: a UID, or * for the one that it is stored in.",
+        _matching(r"\*|[0-9.]{1,64}"),
+    ),
     Parameter("frameNumber", "Of a picture, from 1.", {"type": "integer", "minimum": 1}),
     Parameter("rows", "Height of a picture at most.", {"type": "integer", "minimum": 1}),
     Parameter("columns", "Width of a picture at most.", {"type": "integer", "minimum": 1}),
-    Parameter("region", "left,top,right,bottom of the part to be shown, each from 0 to 1 of the image."),
+    Parameter(
+        "region",
+        "left,top,right,bottom of the part to be shown, each from 0 to 1 of the image.",
+        _matching(rf"{_DECIMAL}(,{_DECIMAL}){{3}}"),
+    ),
     Parameter("windowCenter", "With windowWidth.", {"type": "number"}),
     Parameter("windowWidth", "With windowCenter.", {"type": "number"}),
     Parameter("imageQuality", "Of a JPEG, from 1 to 100.", {"type": "integer", "minimum": 1, "maximum": 100}),
-    Parameter("annotation", "patient, technique, or both: text in the corners."),
-    Parameter("charset", "utf-8."),
+    Parameter("annotation", "patient, technique, or both: text in the corners.", _matching(_WORDS)),
+    Parameter("charset", "utf-8.", _matching("[Uu][Tt][Ff]-?8")),
 )
+UNCHANGED: Final = (Parameter("If-None-Match", "ETags that the client has: 304 if one is current.", place="header"),)
+RANGES: Final = (
+    Parameter("Range", "One range of bytes: 206, or 416 when it begins behind the end.", place="header"),
+    Parameter("If-Range", "The ETag that Range is meant for.", place="header"),
+)
+IF_MATCH: Final = (Parameter("If-Match", "ETags, one of which has to be current: else 412.", place="header"),)
 CONFLICTS: Final = (
     Parameter("maxResults", "Conflicts at most.", {"type": "integer", "minimum": 1, "maximum": 1000}),
     Parameter("nextToken", "Of the page before."),
@@ -124,7 +169,7 @@ def wadl_as_json(table: Table, base: str) -> dict[str, Any]:
     application = {
         "@xmlns": "http://wadl.dev.java.net/2009/02",
         "@xmlns:xs": "http://www.w3.org/2001/XMLSchema",
-        "doc": {"@title": f"{_TITLE} {__version__}", "@xml:lang": "en", "#text": _ABOUT},
+        "doc": {"@title": f"{TITLE} {__version__}", "@xml:lang": "en", "#text": ABOUT},
         "resources": {"@base": base, "resource": listed},
     }
     return {"application": application}
@@ -150,7 +195,7 @@ def _method(path: str, name: str, operation: Operation) -> dict[str, Any]:
     request: dict[str, Any] = {}
     if operation.parameters:
         request["param"] = [
-            {"@name": one.name, "@style": "query", "@type": "xs:string", "doc": {"#text": one.meaning}}
+            {"@name": one.name, "@style": one.place, "@type": "xs:string", "doc": {"#text": one.meaning}}
             for one in operation.parameters
         ]
     if operation.takes:
@@ -160,14 +205,15 @@ def _method(path: str, name: str, operation: Operation) -> dict[str, Any]:
         response["representation"] = [{"@mediaType": kind} for kind in operation.gives]
     return {
         "@name": name,
-        "@id": _identifier(path, name),
+        "@id": identifier(path, name),
         "doc": {"#text": operation.meaning},
         **({"request": request} if request else {}),
         "response": response,
     }
 
 
-def _identifier(path: str, method: str) -> str:
+def identifier(path: str, method: str) -> str:
+    """The name of a method of a resource, unique in a table."""
     words = [method.lower(), *re.findall("[A-Za-z]+", path)]
     return "".join(word.capitalize() if place else word for place, word in enumerate(words))
 
@@ -186,74 +232,3 @@ def _xml(name: str, node: Mapping[str, Any]) -> Iterator[str]:
             for one in inner if isinstance(inner, list) else [inner]:
                 yield from _xml(key, one)
     yield f"</{name}>"
-
-
-@lru_cache(maxsize=4)
-def _problem_schema() -> dict[str, Any]:
-    texts = {name: {"type": "string"} for name in ("type", "title", "detail", "code", "message")}
-    return {"type": "object", "properties": {**texts, "status": {"type": "integer"}}, "required": ["status", "detail"]}
-
-
-def openapi(table: Table) -> dict[str, Any]:
-    """The OpenAPI 3.1 document; HEAD goes where GET goes, and OPTIONS tells what may be done."""
-    paths: dict[str, Any] = {}
-    for path, methods in table.items():
-        item: dict[str, Any] = {}
-        if values := re.findall(r"\{(\w+)\}", path):
-            item["parameters"] = [
-                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in values
-            ]
-        for name, operation in methods.items():
-            item[name.lower()] = _operation(path, name, operation)
-        paths[path] = item
-    data_store = {"default": "default", "description": "The id of a data store."}
-    return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": _TITLE,
-            "version": __version__,
-            "description": f"{_ABOUT} The HealthImaging API of the same server is that of AWS's service model.",
-            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        },
-        "servers": [
-            {"url": "/dicomweb", "description": "The default data store."},
-            {"url": "/datastore/{datastoreId}", "description": "Any.", "variables": {"datastoreId": data_store}},
-        ],
-        "security": [{}, {"basic": []}, {"bearer": []}],
-        "paths": paths,
-        "components": {
-            "schemas": {"Problem": _problem_schema()},
-            "responses": {
-                "Problem": {
-                    "description": "A fault (RFC 9457).",
-                    "content": {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-                }
-            },
-            "securitySchemes": {
-                "basic": {"type": "http", "scheme": "basic"},
-                "bearer": {"type": "http", "scheme": "bearer"},
-            },
-        },
-    }
-
-
-def _operation(path: str, method: str, operation: Operation) -> dict[str, Any]:
-    success: dict[str, Any] = {"description": "Done."}
-    if operation.gives:
-        success = {"description": "What was asked for.", "content": {kind: {} for kind in operation.gives}}
-    made: dict[str, Any] = {
-        "operationId": _identifier(path, method),
-        "summary": operation.meaning,
-        "responses": {
-            "200" if operation.gives else "204": success,
-            "default": {"$ref": "#/components/responses/Problem"},
-        },
-    }
-    if operation.parameters:
-        made["parameters"] = [
-            {"name": one.name, "in": "query", "description": one.meaning, "schema": dict(one.schema)}
-            for one in operation.parameters
-        ]
-    if operation.takes:
-        made["requestBody"] = {"required": True, "content": {kind: {} for kind in operation.takes}}
-    return made

@@ -17,17 +17,20 @@ from . import problems, qido, removal, rendered, stow, uri, wado
 from .capabilities import (
     ACCEPT,
     CONFLICTS,
+    IF_MATCH,
     JSON,
     PICTURE,
     PLACE,
+    RANGES,
     SEARCH,
     THUMBNAIL,
+    UNCHANGED,
     URI,
     VERSION,
     WADL,
     Operation,
+    Parameter,
     keys,
-    openapi,
     wadl,
     wadl_as_json,
 )
@@ -54,60 +57,90 @@ _MODELS: Final = (DICOM_JSON, f'multipart/related; type="{DICOM_XML}"')
 _FILES: Final = (f'multipart/related; type="{DICOM}"', DICOM, ZIP)
 _KINDS: Final = tuple(dict.fromkeys(row.media_type for row in TABLE))
 _FRAME_KINDS: Final = (*(f'multipart/related; type="{kind}"' for kind in _KINDS), *_KINDS)
-_BULK_KINDS: Final = (f'multipart/related; type="{OCTETS}"', OCTETS)
+_BULK_KINDS: Final = (f'multipart/related; type="{OCTETS}"', OCTETS, *_FRAME_KINDS, "*/*")
 _BODIES: Final = (*(f'multipart/related; type="{kind}"' for kind in (DICOM, DICOM_JSON, DICOM_XML)), DICOM)
-_READ: Final = (*PLACE, VERSION, ACCEPT)
+_SMALL: Final = (*PICTURES, *(f'multipart/related; type="{kind}"' for kind in PICTURES))
+_VIDEOS: Final = tuple(dict.fromkeys(row.media_type for row in TABLE if row.video))
+_SHOWN: Final = (*_SMALL, "text/html", "text/plain", "text/xml", "application/pdf", *_VIDEOS)
+_READ: Final = (*PLACE, VERSION, ACCEPT, *UNCHANGED)
+_CHANGE: Final = (409, 410, 429, 507)
+"""Where something is written: another operation holds it; it was deleted; too much waits; no room."""
 
 
 def _search(handler: Handler, what: str, level: Level) -> Mapping[str, Route]:
-    return {"GET": Route(handler, Operation(f"Searches for {what}.", _MODELS, (*SEARCH, ACCEPT, *keys(level))))}
+    told = Operation(
+        f"Searches for {what}.",
+        _MODELS,
+        (*SEARCH, ACCEPT, *keys(level)),
+        also=(204, 406, 413),
+        schema="DataSets",
+    )
+    return {"GET": Route(handler, told)}
 
 
-def _read(handler: Handler, meaning: str, gives: tuple[str, ...]) -> Mapping[str, Route]:
-    return {"GET": Route(handler, Operation(meaning, gives, _READ))}
+def _read(
+    handler: Handler,
+    meaning: str,
+    gives: tuple[str, ...],
+    parameters: tuple[Parameter, ...] = (),
+    also: tuple[int, ...] = (),
+    schema: str = "",
+) -> Mapping[str, Route]:
+    also = (304, 406, 409, 410, *also)
+    return {"GET": Route(handler, Operation(meaning, gives, (*parameters, *_READ), also=also, schema=schema))}
+
+
+def _models(of: str) -> Mapping[str, Route]:
+    return _read(wado.metadata, f"The metadata of {of}.", _MODELS, schema="DataSets")
 
 
 def _delete(what: str) -> Mapping[str, Route]:
-    return {"DELETE": Route(removal.delete, Operation(f"Deletes {what}, for the time being.", (), (PLACE[0],)))}
+    told = Operation(f"Deletes {what}, for the time being.", (), (PLACE[0], *IF_MATCH), also=(*_CHANGE, 412))
+    return {"DELETE": Route(removal.delete, told)}
 
 
 def _undelete(what: str) -> Mapping[str, Route]:
-    return {"POST": Route(removal.undelete, Operation(f"Puts {what} that was deleted back.", ()))}
+    return {"POST": Route(removal.undelete, Operation(f"Puts {what} that was deleted back.", (), also=_CHANGE))}
 
 
 def _store(where: str) -> Mapping[str, Route]:
-    told = Operation(f"Stores instances{where}.", (DICOM_JSON, DICOM_XML), (ACCEPT,), _BODIES)
+    told = Operation(
+        f"Stores instances{where}: 202 where some were refused or changed, 409 where all were refused.",
+        (DICOM_JSON, DICOM_XML),
+        (ACCEPT,),
+        _BODIES,
+        also=(202, 406, 409, 413, 415, 429, 507),
+        schema="DataSet",
+    )
     return {"POST": Route(stow.store, told)}
 
 
 def _pictures(of: str, resource: str) -> Mapping[str, Mapping[str, Route]]:
-    shown, small = (*PICTURES, "text/html", "text/plain", "text/xml", "application/pdf"), PICTURES
-    return {
-        f"{resource}/rendered": {
-            "GET": Route(
-                rendered.rendered, Operation(f"A picture of {of}; a report as text.", shown, (*PICTURE, *_READ))
-            )
-        },
-        f"{resource}/thumbnail": {
-            "GET": Route(
-                rendered.thumbnail, Operation(f"A small picture of {of}, without text.", small, (*THUMBNAIL, *_READ))
-            )
-        },
-    }
+    shown = _read(rendered.rendered, f"A picture of {of}; a report as text.", _SHOWN, PICTURE)
+    small = _read(rendered.thumbnail, f"A small picture of {of}, without text.", _SMALL, THUMBNAIL)
+    return {f"{resource}/rendered": shown, f"{resource}/thumbnail": small}
 
 
 async def capabilities(request: Request) -> Response:
     """What the service offers, as WADL or as JSON (PS3.18 §8.9, CAP-01)."""
     kind = choose_first(request.accepts, (WADL, JSON))
     headers = [(b"content-type", kind.encode()), (b"allow", b"GET, HEAD, OPTIONS"), *qido.COMMON]
-    body = wadl(_TOLD, request.root) if kind == WADL else orjson.dumps(wadl_as_json(_TOLD, request.root))
+    body = wadl(TOLD, request.root) if kind == WADL else orjson.dumps(wadl_as_json(TOLD, request.root))
     return Response(200, headers, body)
 
 
 ROUTES: Final[Mapping[str, Mapping[str, Route]]] = {
     "/": {
-        "OPTIONS": Route(capabilities, Operation("What the service offers.", (WADL, JSON), (ACCEPT,))),
-        "GET": Route(uri.instance, Operation("An instance or a picture of it, by WADO-URI.", uri.GIVES, URI)),
+        "OPTIONS": Route(capabilities, Operation("What the service offers.", (WADL, JSON), (ACCEPT,), also=(406,))),
+        "GET": Route(
+            uri.instance,
+            Operation(
+                "An instance or a picture of it, by WADO-URI.",
+                (DICOM, *_SHOWN),
+                (*URI, *PLACE, VERSION, *UNCHANGED),
+                also=(304, 406, 409, 410),
+            ),
+        ),
     },
     # search (PS3.18 T10.6.1-1)
     "/studies": {**_search(qido.studies, "studies", Level.STUDY), **_store("")},
@@ -122,13 +155,17 @@ ROUTES: Final[Mapping[str, Mapping[str, Route]]] = {
         **_store(" of one study"),
         **_delete("a study"),
     },
-    "/studies/{study}/metadata": _read(wado.metadata, "The metadata of a study.", _MODELS),
+    "/studies/{study}/metadata": _models("a study"),
     _SERIES: {**_read(wado.instances, "The instances of a series.", _FILES), **_delete("a series")},
-    _SERIES + "/metadata": _read(wado.metadata, "The metadata of a series.", _MODELS),
+    _SERIES + "/metadata": _models("a series"),
     _INSTANCE: {**_read(wado.instances, "An instance.", _FILES), **_delete("an instance")},
-    _INSTANCE + "/metadata": _read(wado.metadata, "The metadata of an instance.", _MODELS),
-    _FRAMES: _read(wado.frames, "Frames, numbered from 1, with commas between the numbers.", _FRAME_KINDS),
-    _INSTANCE + "/bulkdata/{path}": _read(wado.bulk, "The value that a BulkDataURI names.", _BULK_KINDS),
+    _INSTANCE + "/metadata": _models("an instance"),
+    _FRAMES: _read(
+        wado.frames, "Frames, numbered from 1, with commas between the numbers.", _FRAME_KINDS, RANGES, (206, 416)
+    ),
+    _INSTANCE + "/bulkdata/{path}": _read(
+        wado.bulk, "The value that a BulkDataURI names.", _BULK_KINDS, RANGES, (206, 416)
+    ),
     # render (PS3.18 T10.4.1-3, T10.4.1-4)
     **_pictures("a study", "/studies/{study}"),
     **_pictures("a series", _SERIES),
@@ -139,17 +176,16 @@ ROUTES: Final[Mapping[str, Mapping[str, Route]]] = {
     _SERIES + "/undelete": _undelete("a series"),
     _INSTANCE + "/undelete": _undelete("an instance"),
     "/conflicts": {
-        "GET": Route(qido.conflicts, Operation("What landed beside its primary image set.", (JSON,), CONFLICTS))
+        "GET": Route(
+            qido.conflicts,
+            Operation("What landed beside its primary image set.", (JSON,), CONFLICTS, schema="Conflicts"),
+        )
     },
 }
 """Every second segment of a path is a word, the others are values. HEAD goes where GET goes."""
 
-_TOLD: Final = {path: {name: route.told for name, route in methods.items()} for path, methods in ROUTES.items()}
-
-
-def description() -> bytes:
-    """The OpenAPI document of the table, in JSON."""
-    return orjson.dumps(openapi(_TOLD))
+TOLD: Final = {path: {name: route.told for name, route in methods.items()} for path, methods in ROUTES.items()}
+"""What callers are told of each."""
 
 
 def _table() -> dict[tuple[str, ...], tuple[tuple[str, ...], Mapping[str, Route]]]:
@@ -218,4 +254,4 @@ def _problem(status: int, body: bytes, headers: Mapping[bytes, bytes]) -> Respon
     return Response(status, [*common, *headers.items()], body)
 
 
-__all__ = ["ROUTES", "DicomwebApp", "DicomwebServices", "description"]
+__all__ = ["ROUTES", "TOLD", "DicomwebApp", "DicomwebServices"]

@@ -9,8 +9,8 @@ from typing import Any, Final, Protocol
 import orjson
 
 from .. import __version__, telemetry
-from ..dicomweb.routes import description
 from ..domain.errors import GatewayError
+from .openapi import description
 from .problems import Receive, Refusal, Scope, Send, refuse
 
 _PATIENCE_S: Final = 2.0
@@ -34,7 +34,7 @@ class Operations:
     """Answers the paths of `problems.OPERATIONS`, to GET and HEAD.
 
     `processes` is role -> `up`, `restarts`, as the supervisor tells; empty where the web process stands alone.
-    `facts` (AE title, addresses, default data store) are part of `/readyz`.
+    `facts` (AE title, addresses, `datastoreId` of the default one) are part of `/readyz`.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Operations:
         return 200, telemetry.METRICS_TYPE, text
 
     async def _openapi(self) -> tuple[int, str, bytes]:
-        return 200, "application/json", description()
+        return 200, "application/json", description(self._facts["datastoreId"])
 
     async def _queue(self) -> tuple[int, str, bytes]:
         try:

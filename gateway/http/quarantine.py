@@ -84,7 +84,7 @@ def _page(scope: Scope) -> tuple[int, str]:
     """Limit and last id. Raises InvalidInput."""
     query = parse_qs(scope["query_string"].decode("latin-1"))
     limit = query.get("limit", [str(_LIMIT)])[-1]
-    if not limit.isascii() or not limit.isdecimal() or not 1 <= int(limit[:6]) <= _MOST:
+    if not limit.isascii() or not limit.isdecimal() or len(limit) > 6 or not 1 <= int(limit) <= _MOST:
         raise InvalidInput(f"limit must be a number from 1 to {_MOST}.")
     return int(limit), query.get("after", [""])[-1]
 

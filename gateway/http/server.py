@@ -5,13 +5,14 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable, Generator
+from http import HTTPStatus
 from typing import Final
 
 import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ..dicomweb.problems import problem
+from ..dicomweb.problems import code_of, problem
 from ..settings import HttpSettings
 from .problems import Asgi
 
@@ -19,6 +20,9 @@ _log = structlog.get_logger("gateway.http")
 
 KEEP_ALIVE_S: Final = 75
 """Longer than the idle time of the usual proxies in front, which else would send into a closing connection."""
+MAX_HEAD_BYTES: Final = 256 << 10
+"""Of a request's first line and headers: well beyond the longest path and query that is answered
+(`middleware.MAX_TARGET_BYTES`)."""
 _TURN_S: Final = 0.001
 _OPENING_S: Final = 1.0
 
@@ -77,7 +81,8 @@ class _Connection(HttpToolsProtocol):
 
     Three things are waited for: the head of a request, which has to come whole; its body, at some least speed; and that
     the client takes what it asked for, some of it now and then. What waits longer than that is closed, so that it holds
-    neither memory nor a place among the requests served at once.
+    neither memory nor a place among the requests served at once. So is what sends a head without end, which the parser
+    would gather, and copy, for each piece that comes.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -85,12 +90,27 @@ class _Connection(HttpToolsProtocol):
         self._head_since = self._body_since = self._taken_at = self.loop.time()
         self._body_bytes = 0
         self._unsent = 0
+        self._is_in_head = False
+        self._head_bytes = 0
 
     def data_received(self, data: bytes) -> None:
         if self.timeout_keep_alive_task is not None:  # the first bytes of the next request
             self._head_since = self.loop.time()
         self._body_bytes += len(data)
         super().data_received(data)
+        if self._is_in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                _log.warning("head-too-long")
+                self._refuse(431, f"The first line and the headers of the request exceed {MAX_HEAD_BYTES} bytes.")
+
+    def on_message_begin(self) -> None:
+        self._is_in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        super().on_headers_complete()
 
     def resume_writing(self) -> None:
         self._taken_at = self.loop.time()
@@ -136,9 +156,14 @@ class _Connection(HttpToolsProtocol):
 
     def _give_up(self, what: str, detail: str) -> None:
         _log.warning("client-too-slow", waited_for=what)
+        self._refuse(408, detail)
+
+    def _refuse(self, status: int, detail: str) -> None:
+        """Answers, unless another answer is on its way, and closes."""
         if self.cycle is None or not (self.cycle.response_started and self.cycle.more_body):
-            body = problem(408, "request-timeout", detail)
-            head = "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/problem+json\r\n"
+            phrase = HTTPStatus(status).phrase
+            body = problem(status, code_of(status), detail)
+            head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/problem+json\r\n"
             head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
             self.transport.write(head.encode() + body)
         self.transport.close()

@@ -9,7 +9,9 @@ import orjson
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from gateway.dicomweb.routes import ROUTES, description
+from gateway.dicomweb.routes import ROUTES
+from gateway.healthimaging.operations import SERVED
+from gateway.http.openapi import description
 from tests.surfaces.fakes import DATASTORE, made, surface
 
 WADL = "{http://wadl.dev.java.net/2009/02}"
@@ -70,22 +72,36 @@ def test_refusals() -> None:
 
 
 def test_openapi() -> None:
-    document = orjson.loads(description())
+    """All faces: DICOMweb below two bases, the rest below the root."""
+    document = orjson.loads(description(DATASTORE))
     OpenAPIV31SpecValidator(document).validate()
-    told = {(path, name.upper()) for path, item in document["paths"].items() for name in item if name != "parameters"}
-    assert told == ALL
     assert [server["url"] for server in document["servers"]] == ["/dicomweb", "/datastore/{datastoreId}"]
+    told: dict[str, set[tuple[str, str]]] = {}
+    names = []
+    for path, item in document["paths"].items():
+        for name in item.keys() - {"parameters", "servers"}:
+            told.setdefault(" ".join(one["url"] for one in item.get("servers", ())), set()).add((path, name.upper()))
+            names.append(item[name]["operationId"])
+            given = [one.get("name") for one in (*item.get("parameters", ()), *item[name].get("parameters", ()))]
+            assert set(re.findall(r"{(\w+)}", path)) <= set(given), path
+    assert told.pop("") == ALL
+    assert told.pop("/ /datastore/{datastoreId}") == {("/changes", "GET")}
+    assert told.pop("/") > {("/readyz", "GET"), ("/quarantine/{id}", "POST"), ("/tags/{resourceArn}", "DELETE")}
+    assert not told
+    assert len(names) == len(set(names))
+    assert set(SERVED) < set(names)
 
 
 def test_what_openapi_tells_is_what_is_answered() -> None:
     """Every GET without values in its path gives a media type that it tells."""
     on = surface([made(1)])
-    document = orjson.loads(description())
+    document = orjson.loads(description(DATASTORE))
+    paths = {path: item for path, item in document["paths"].items() if "servers" not in item}
     for path in ("/studies", "/series", "/instances", "/conflicts"):
-        told = document["paths"][path]["get"]["responses"]["200"]["content"]
+        told = paths[path]["get"]["responses"]["200"]["content"]
         assert on.get(f"/dicomweb{path}").headers["content-type"] in told
     values = {"study": "1.2.3", "series": "1.2.3.4", "sop": "1.2.3.4.1", "frames": "1", "path": "7FE00010"}
-    for path, item in document["paths"].items():
+    for path, item in paths.items():
         if "{" in path and "get" in item:
             answer = on.get("/dicomweb" + path.format(**values))
             assert answer.status_code == 200, path

@@ -614,6 +614,13 @@ def test_gif_has_the_colours_that_there_are_up_to_256(count: int) -> None:
     assert np.array_equal(shown[..., 0], values)
 
 
+def test_a_gif_of_noise_is_larger_than_the_picture() -> None:
+    noise = np.random.default_rng(5).integers(0, 256, (300, 300), np.uint8)
+    answer = surface([grey(noise, dtype=np.uint8)]).get(RENDERED, "image/gif")
+    assert len(answer.content) > noise.size
+    assert np.array_equal(imagecodecs.gif_decode(answer.content)[..., 0], noise)
+
+
 def test_single_bits_and_floating_point() -> None:
     bits = np.random.default_rng(4).integers(0, 2, (2, 6, 9), np.uint8)
     packed = np.packbits(bits.ravel(), bitorder="little").tobytes()

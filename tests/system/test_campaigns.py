@@ -5,7 +5,8 @@ What a short run cannot show, costs that stay linear and memory that stays flat,
 
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,11 +14,13 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 import pytest
 import sqlalchemy as sa
 
-from campaigns import associations, bounded, invariants, kill, mixed, mutations, races
+from campaigns import associations, bounded, invariants, kill, mixed, mutations, races, requests
 from campaigns.clients import Edit, Traffic
 from campaigns.dimse import Association
 from campaigns.faces import Faces, Unexpected
+from campaigns.hostile import CANARY, Request
 from campaigns.instances import JPEG, SYNTAXES, Instance, make
+from campaigns.requests import Answer
 from gateway import compose
 from tests.running import SEVERAL, RunningGateway
 
@@ -83,6 +86,39 @@ def test_mutations(gateway: RunningGateway) -> None:
     assert report.answers["STOW-RS 200"] + report.answers["STOW-RS 202"] > 20, report
     assert report.answers["STOW-RS 409"] > 20, report
     assert report.answers["C-STORE 0000"] > 20, report
+
+
+def test_requests(start_gateway: Callable[..., RunningGateway]) -> None:
+    """Of every kind that there is, about a dozen files."""
+    gateway = start_gateway(env=requests.ENVIRONMENT)
+    report = requests.run(gateway, 1000, seed=4, held=12)
+    assert not report.faults, report
+    assert report.count == 980, report
+    statuses = Counter(answer.split()[-1] for answer in report.answers.elements())
+    assert min(statuses[status] for status in ("200", "204", "400", "404", "406", "409")) > 0, report
+    assert len({answer.rsplit(maxsplit=1)[0] for answer in report.answers}) > 25, report
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "kind", "body"),
+    [
+        ("answered 500", 500, "application/problem+json", b'{"status":500,"code":"internal"}'),
+        ("answered 503", 503, "application/problem+json", b'{"status":503,"code":"unavailable"}'),
+        ("no JSON", 400, "application/problem+json", b"oops"),
+        ("in no form", 404, "application/json", b'{"message":"x"}'),
+        ("in no form", 404, "application/problem+json", b'{"status":400,"code":"x"}'),
+        ("tells what was sent", 400, "application/problem+json", b'{"status":400,"code":"x","detail":"%s"}'),
+        ("", 400, "application/problem+json", b'{"status":400,"code":"invalid-input"}'),
+        ("", 507, "application/problem+json", b'{"status":507,"code":"out-of-storage"}'),
+        ("", 200, "application/json", b"{}"),
+        ("no request id", 200, "application/json", b"{}"),
+        ("no request id", 400, "application/problem+json", b'{"status":400,"code":"invalid-input"}'),
+    ],
+)
+def test_a_wrong_answer_is_seen(words: str, status: int, kind: str, body: bytes) -> None:
+    headers = {"content-type": kind} | ({} if words == "no request id" else {"x-amzn-requestid": "1"})
+    said = requests.wrong(Request("read", "GET", "/"), Answer(status, headers, body.replace(b"%s", CANARY.encode())))
+    assert (words in said) if words and said else (said is None and not words)
 
 
 def test_what_the_campaigns_look_for_is_seen(lasting: RunningGateway) -> None:

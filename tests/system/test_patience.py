@@ -86,6 +86,34 @@ def test_a_head_that_comes_letter_by_letter(impatient: RunningGateway) -> None:
         assert dawdle(caller, b"a" * 100, 1000).startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.parametrize(
+    "head",
+    [b"GET /", b"GET /livez HTTP/1.1\r\nx: ", b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n" * 2 + b"GET /livez?"],
+    ids=["line", "header", "behind others"],
+)
+def test_a_head_without_end(impatient: RunningGateway, head: bytes) -> None:
+    """It is refused as soon as it is too long: put together piece by piece, 50 MB would keep everybody waiting."""
+    sent = 0
+    with connected(impatient) as caller:
+        caller.sendall(head)
+        with suppress(ConnectionError):
+            while sent < 50 << 20:
+                caller.sendall(b"x" * 65536)
+                sent += 65536
+        answer = all_of(caller)
+    assert sent < 20 << 20  # what the sockets hold, and no more
+    assert not answer or b"HTTP/1.1 431 " in answer  # a client that still sends may lose it
+    assert impatient.get("/livez").elapsed.total_seconds() < 1
+
+
+def test_a_head_that_is_too_long_is_told(impatient: RunningGateway) -> None:
+    with connected(impatient) as caller:
+        caller.sendall(b"GET /livez HTTP/1.1\r\nx: " + b"x" * (256 << 10))
+        answer = all_of(caller)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b"application/problem+json" in answer
+
+
 @pytest.mark.parametrize("piece", [b"", b"x" * 100], ids=["silent", "1 KB/s"])
 def test_a_body_that_comes_too_slowly(impatient: RunningGateway, piece: bytes) -> None:
     before = spool(impatient)
