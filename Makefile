@@ -1,6 +1,8 @@
 # Every task of the project. `make run` and `make test` need a Python 3.11-3.13 and PyPI; `make help` lists the rest.
 
 SHELL := /bin/bash
+# A gateway is four processes: each would compile our modules anew, for half a second, where nothing keeps them compiled.
+unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,6 +12,11 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
 ARGS ?=
 # What every gateway under test keeps its rows in: sqlite, or postgresql with two web processes and four workers.
 DATABASE ?= sqlite
+# Whose coverage is reported: that of the tests' own processes, or that of all gateways under test as well, which takes
+# half as long again.
+COVER ?= tests
+COVERED_tests := pyproject.toml
+COVERED_all := tests/coverage.toml
 
 # The newest Python 3.13, 3.12 or 3.11 that runs: on the PATH, or one of pyenv's.
 define FIND_PYTHON
@@ -32,11 +39,11 @@ $(BIN)/python:
 
 # Two stamps: what the gateway needs, and beside it what its tests need. Installing checks every hash.
 $(VENV)/run.stamp: requirements.lock | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@touch $@
 
 $(VENV)/dev.stamp: requirements-dev.lock | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock
 	@touch $@ $(VENV)/run.stamp
 
 .PHONY: run
@@ -44,9 +51,9 @@ run: $(VENV)/run.stamp ## Set up and serve; ARGS='--workers 2' adds flags
 	exec $(BIN)/python -m gateway serve $(ARGS)
 
 .PHONY: test
-test: lint types imports ## Set up and test all; REQUIRE=all: nothing may be missing; DATABASE=postgresql
+test: lint types imports ## Set up and test all; REQUIRE=all: nothing may be missing; DATABASE=postgresql; COVER=all
 	COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')") \
-	  REQUIRE=$(REQUIRE) GATEWAY_TEST_DATABASE=$(DATABASE) $(BIN)/python -m pytest $(TESTS) -n $(JOBS) --dist worksteal --cov --cov-report=term $(ARGS) < /dev/null
+	  REQUIRE=$(REQUIRE) GATEWAY_TEST_DATABASE=$(DATABASE) $(BIN)/python -m pytest $(TESTS) -n $(JOBS) --dist worksteal --cov --cov-config=$(COVERED_$(COVER)) --cov-report=term $(ARGS) < /dev/null
 
 .PHONY: lint
 lint: $(VENV)/dev.stamp ## Style and common mistakes

@@ -16,9 +16,8 @@ from typing import Any
 
 import orjson
 import sqlalchemy as sa
-from psycopg.types.string import StrDumperUnknown
 from sqlalchemy import event
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.compiler import compiles
@@ -113,8 +112,11 @@ def _among(element: among, compiler: SQLCompiler, **more: Any) -> str:
 def insert_or_keep(dialect: str, table: sa.Table) -> Statement:
     """An INSERT that returns the new row's key, and leaves a row with the same unique key as it is: then no row."""
     key = next(iter(table.primary_key))
-    insert = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
-    return Statement(insert.on_conflict_do_nothing().returning(key))
+    if dialect == "sqlite":
+        return Statement(sqlite.insert(table).on_conflict_do_nothing().returning(key))
+    from sqlalchemy.dialects import postgresql
+
+    return Statement(postgresql.insert(table).on_conflict_do_nothing().returning(key))
 
 
 class Database:
@@ -289,15 +291,22 @@ def _prepare_sqlite(synchronous: str, connection: Any, _: object) -> None:
     cursor.close()
 
 
-class _Text(StrDumperUnknown):
-    """PostgreSQL has no text with a NUL in it. What has one is written, and asked for, with U+FFFD in its place."""
+@functools.cache
+def _text_dumper() -> type:
+    """Made only where PostgreSQL is used: its driver takes its time to load."""
+    from psycopg.types.string import StrDumperUnknown
 
-    def dump(self, obj: str) -> Any:
-        return super().dump(obj.replace("\0", "\ufffd"))
+    class Text(StrDumperUnknown):
+        """PostgreSQL has no text with a NUL in it. What has one is written, and asked for, with U+FFFD in its place."""
+
+        def dump(self, obj: str) -> Any:
+            return super().dump(obj.replace("\0", "\ufffd"))
+
+    return Text
 
 
 def _prepare_postgres(connection: Any, _: object) -> None:
-    connection.adapters.register_dumper(str, _Text)
+    connection.adapters.register_dumper(str, _text_dumper())
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
