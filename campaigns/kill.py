@@ -292,12 +292,12 @@ class Campaign:
 
     def _processes(self, role: str) -> list[psutil.Process]:
         """Processes of a role among the descendants of our own supervisor."""
-        sign = "adapters.codecs.sandbox" if role == "decoder" else f"gateway {role} --link"
         found = []
         with contextlib.suppress(psutil.Error):
             for process in psutil.Process(self._gateway.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
-                    if sign in " ".join(process.cmdline()):
+                    is_decoder = "adapters.codecs.sandbox" in " ".join(process.cmdline())
+                    if is_decoder if role == "decoder" else not is_decoder and process.name() == f"gateway-{role}":
                         found.append(process)
         return found
 

@@ -48,7 +48,6 @@ Insecure = Annotated[bool, typer.Option("--insecure", help="Listen off loopback 
 TlsCert = Annotated[Path | None, typer.Option(help="Certificate chain (PEM): https.")]
 TlsKey = Annotated[Path | None, typer.Option(help="Private key (PEM) of the certificate.")]
 S3Root = Annotated[Path | None, typer.Option("--s3-root", help="Import jobs: s3://bucket/key is DIR/bucket/key.")]
-Link = Annotated[int | None, typer.Option(hidden=True)]
 
 Url = Annotated[str, typer.Option(help="The running gateway.", envvar="GATEWAY_CLIENT_URL")]
 TokenFlag = Annotated[str | None, typer.Option("--token", help="Bearer token.", envvar="GATEWAY_CLIENT_TOKEN")]
@@ -126,15 +125,30 @@ def serve(
         "http.tls_key": tls_key,
     }
     settings = load(config, flags)
-    _start_logs(settings, "supervisor")
     folder = supervisor.DataFolder(settings.data)
     try:
-        keeper = supervisor.Supervisor(settings)
+        supervisor.share_metrics(settings.data, afresh=True)
+        _start_logs(settings, "supervisor")
+        keeper = supervisor.Supervisor(settings, _become)
+        from . import compose
+
+        compose.load()
         _migrate_apart(settings)
         code = keeper.run()
     finally:
         folder.release()
     raise typer.Exit(code)
+
+
+def _become(kind: supervisor.Kind, role: supervisor.Role) -> None:
+    """A child's life."""
+    _start_logs(role.settings, kind)
+    from . import compose
+
+    try:
+        role.run(compose.MAINS[kind])
+    except GatewayError as fault:
+        _fail(fault.detail, 1)
 
 
 def _migrate_apart(settings: Settings) -> None:
@@ -160,7 +174,6 @@ def web(
     insecure: Insecure = False,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
-    link: Link = None,
 ) -> None:
     """Serve HTTP alone: DICOMweb, the HealthImaging API and operations."""
     flags = {
@@ -172,10 +185,7 @@ def web(
         "http.tls_cert": tls_cert,
         "http.tls_key": tls_key,
     }
-    role = _role("web", link, config, flags)
-    from . import compose
-
-    role.run(compose.run_web)
+    _serve_alone("web", config, flags)
 
 
 @app.command()
@@ -184,32 +194,21 @@ def dimse(
     data: Data = None,
     listen: Annotated[str | None, typer.Option("--dimse", help="DIMSE listener [default: 127.0.0.1:11112].")] = None,
     aet: Aet = None,
-    link: Link = None,
 ) -> None:
     """Serve DIMSE alone: C-ECHO, C-STORE and C-FIND."""
-    role = _role("dimse", link, config, {"data": data, "dimse.listen": listen, "dimse.aet": aet})
-    from . import compose
-
-    role.run(compose.run_dimse)
+    _serve_alone("dimse", config, {"data": data, "dimse.listen": listen, "dimse.aet": aet})
 
 
 @app.command()
-def worker(config: Config = None, data: Data = None, s3_root: S3Root = None, link: Link = None) -> None:
+def worker(config: Config = None, data: Data = None, s3_root: S3Root = None) -> None:
     """Import, edit and encode alone, for the other processes."""
-    role = _role("worker", link, config, {"data": data, "s3_root": s3_root})
-    from . import compose
-
-    role.run(compose.run_worker)
+    _serve_alone("worker", config, {"data": data, "s3_root": s3_root})
 
 
-def _role(kind: supervisor.Kind, link: int | None, config: Path | None, flags: Mapping[str, Any]) -> supervisor.Role:
-    if link is not None:
-        role = supervisor.Role.under_supervisor(link)
-        _start_logs(role.settings, kind)
-        return role
+def _serve_alone(kind: supervisor.Kind, config: Path | None, flags: Mapping[str, Any]) -> None:
     settings = load(config, flags)
     settings.data.mkdir(parents=True, exist_ok=True)
-    supervisor.share_metrics(settings.data, os.environ)
+    supervisor.share_metrics(settings.data)
     _start_logs(settings, kind)
     from . import compose
 
@@ -219,7 +218,7 @@ def _role(kind: supervisor.Kind, link: int | None, config: Path | None, flags: M
         listener = supervisor.bind(settings.http.listen, "--http")
     elif kind == "dimse":
         listener = supervisor.bind(settings.dimse.listen, "--dimse")
-    return supervisor.Role(settings, listener)
+    supervisor.Role(settings, listener).run(compose.MAINS[kind])
 
 
 def _start_logs(settings: Settings, role: str) -> None:

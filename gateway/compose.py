@@ -4,14 +4,15 @@ Each role loads only what it runs: imports stand in the functions.
 """
 
 import ctypes
+import importlib
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from . import telemetry
 from .domain.errors import Conflict, NotFound
@@ -32,6 +33,27 @@ if TYPE_CHECKING:
 
     from .http.problems import Asgi
     from .ports import Buckets
+
+
+_SHARED: Final = (
+    "adapters.blobs.spool",
+    "adapters.codecs.decoding",
+    "adapters.codecs.registry",
+    "adapters.codecs.rendering",
+    "adapters.embedded.opening",
+    "adapters.sql.status",
+    "gateway.dicomweb.routes",
+    "gateway.dimse.server",
+    "gateway.healthimaging.endpoint",
+    "gateway.http.app",
+    "gateway.http.health",
+    "gateway.http.history",
+    "gateway.http.quarantine",
+    "gateway.http.server",
+    "gateway.services.removal",
+    "gateway.worker",
+    "uvloop",
+)
 
 
 @dataclass(slots=True)
@@ -402,3 +424,17 @@ async def run_worker(role: Role) -> None:
         await serve(backend.embedded.worker, role.stop)
     finally:
         backend.close()
+
+
+MAINS: Final[Mapping[Kind, Callable[[Role], Coroutine[Any, Any, None]]]] = {
+    "web": run_web,
+    "dimse": run_dimse,
+    "worker": run_worker,
+}
+"""What the processes of each kind do."""
+
+
+def load() -> None:
+    """Loads the modules that the processes need, so that those that are forked share them, and start in a moment."""
+    for name in _SHARED:
+        importlib.import_module(name)

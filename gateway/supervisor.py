@@ -1,9 +1,9 @@
 """`serve`: one supervisor, and the processes of one data folder (architecture section 8).
 
-The supervisor binds the listening sockets and hands them to its children: a child that dies is started again on the
-same port, and who calls meanwhile waits in the socket's queue. Parent and child talk over a socket pair, one JSON
-object a line: the settings and each change of the other processes' state one way, `ready` the other way. Its end of
-file means that the other side is gone; on Linux the kernel also kills the children of a killed supervisor at once.
+The supervisor loads what its children need, binds the listening sockets and forks: a child that dies is there again in
+a moment, on the same port, and who calls meanwhile waits in the socket's queue. Parent and child talk over a socket
+pair, one JSON object a line: each change of the other processes' state one way, `ready` the other way. Its end of file
+means that the other side is gone; on Linux the kernel also kills the children of a killed supervisor at once.
 """
 
 import asyncio
@@ -11,15 +11,13 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import functools
 import gc
 import os
 import signal
 import socket
 import sys
-import sysconfig
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -41,7 +39,7 @@ _TAKEOVER_S = 3.0
 _STEADY_S = 10.0
 """A process that has lived this long failed for a new reason: its back-off starts anew."""
 _LONGEST_PAUSE_S = 5.0
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 _log = structlog.get_logger("gateway.supervisor")
@@ -95,11 +93,14 @@ def bound_address(listener: socket.socket) -> Address:
     return Address(host, port)
 
 
-def share_metrics(data: Path, environment: MutableMapping[str, str]) -> None:
-    """Lets the metrics of processes with this environment meet in one folder."""
+def share_metrics(data: Path, *, afresh: bool = False) -> None:
+    """Lets the metrics of this process and its children meet in one folder. Before they are first imported."""
     folder = data / "run" / "metrics"
     folder.mkdir(parents=True, exist_ok=True)
-    environment["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    if afresh:
+        for stale in folder.glob("*.db"):
+            stale.unlink(missing_ok=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
 
 class Role:
@@ -120,17 +121,6 @@ class Role:
         self.processes: Mapping[str, Mapping[str, float]] = {}
         """State of the processes beside this one, role -> `up`, `restarts`; empty where no supervisor tells."""
         self._link = link
-
-    @classmethod
-    def under_supervisor(cls, descriptor: int) -> "Role":
-        """The role that the supervisor at the other end of this descriptor gives."""
-        link = socket.socket(fileno=descriptor)
-        with link.makefile("rb", buffering=0) as lines:
-            orders = orjson.loads(lines.readline())
-        listener = None if orders["listener"] is None else socket.socket(fileno=orders["listener"])
-        role = cls(Settings.model_validate(orders["settings"]), listener, link, orders["dimse"])
-        role.processes = orders["processes"]
-        return role
 
     @property
     def is_supervised(self) -> bool:
@@ -172,15 +162,57 @@ class Role:
         self.stop.set()
 
 
-def _die_with(parent: int) -> None:
-    """Has Linux kill this process as soon as its parent dies; elsewhere it notices the closed link.
+Become = Callable[[Kind, Role], None]
+"""Is a process of a kind until it has to stop."""
 
-    For the moment between fork and exec: a process that still loads its modules would go on holding the listeners.
-    """
-    if _libc is not None:
+
+def _leave(parent: int, kind: Kind, kept: set[int]) -> None:
+    """Makes a child that was just forked a process of its own: nothing of its parent's reaches it but `kept`."""
+    if _libc is not None:  # elsewhere it notices the closed link
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
+        _libc.prctl(_PR_SET_NAME, f"gateway-{kind}".encode(), 0, 0, 0)
+    # A session of its own: Ctrl-C reaches the supervisor alone, and what a process leaves behind can be ended.
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    asyncio.events._set_running_loop(None)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    # The objects that hold the closed ones belong to frames below, which are never returned to.
+    low = 3
+    for descriptor in (*sorted(kept), os.sysconf("SC_OPEN_MAX")):
+        os.closerange(low, descriptor)
+        low = descriptor + 1
+
+
+class _Process:
+    """A forked child, as `asyncio.subprocess.Process` would have it. For one event loop."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    @property
+    def returncode(self) -> int | None:
+        """Negative for a signal; None while it runs."""
+        return self._code.result() if self._code.done() else None
+
+    def reap(self) -> None:
+        """Looks whether it has ended."""
+        if not self._code.done():
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._code.set_result(os.waitstatus_to_exitcode(status))
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self._code)
+
+    def send(self, number: signal.Signals) -> None:
+        if not self._code.done():
+            os.kill(self.pid, number)
 
 
 @dataclass(slots=True)
@@ -188,7 +220,7 @@ class _Child:
     role: str
     kind: Kind
     listener: socket.socket | None
-    process: asyncio.subprocess.Process | None = None
+    process: _Process | None = None
     link: asyncio.StreamWriter | None = None
     facts: Mapping[str, Any] | None = None
     """What it told when it was ready; None before the first time."""
@@ -201,8 +233,9 @@ class _Child:
 class Supervisor:
     """Keeps the processes of one data folder running."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, become: Become) -> None:
         self._settings = settings
+        self._become = become
         self._http = bind(settings.http.listen, "--http")
         try:
             self._dimse = bind(settings.dimse.listen, "--dimse")
@@ -214,10 +247,6 @@ class Supervisor:
             _Child("dimse", "dimse", self._dimse),
             *_several("worker", settings.workers, None),
         ]
-        self._environment = _environment()
-        share_metrics(settings.data, self._environment)
-        for stale in (settings.data / "run" / "metrics").glob("*.db"):
-            stale.unlink(missing_ok=True)
         self._stopping = asyncio.Event()
         self._failed = False
         self._announced = False
@@ -230,6 +259,10 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        # What was loaded is here to stay, and shared: the children's collectors never write to it.
+        gc.collect()
+        gc.freeze()
         keepers = [asyncio.create_task(self._keep(child)) for child in self._children]
         for keeper in keepers:
             keeper.add_done_callback(self._ended)
@@ -268,33 +301,40 @@ class Supervisor:
             self._tell()
             await asyncio.sleep(pause)
 
+    def _reap(self) -> None:
+        for child in self._children:
+            if child.process is not None:
+                child.process.reap()
+
+    def _start(self, child: _Child, link: socket.socket) -> _Process:
+        parent, states, dimse = os.getpid(), self._states(), str(bound_address(self._dimse))
+        pid = os.fork()
+        if pid:
+            return _Process(pid)
+        code = 1
+        try:
+            _leave(parent, child.kind, {one.fileno() for one in (link, child.listener) if one is not None})
+            role = Role(self._settings, child.listener, link, dimse)
+            role.processes = states
+            self._become(child.kind, role)
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        except BaseException as fault:
+            sys.excepthook(type(fault), fault, fault.__traceback__)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
     async def _live(self, child: _Child) -> int:
         """One life of a process, from its start to its end; the exit code, negative for a signal."""
         ours, theirs = socket.socketpair()
-        descriptors = [theirs.fileno()] + ([] if child.listener is None else [child.listener.fileno()])
-        # A session of its own: Ctrl-C reaches the supervisor alone, and what a process leaves behind can be ended.
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "gateway", child.kind),
-            "--link",
-            str(theirs.fileno()),
-            stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=descriptors,
-            env=self._environment,
-            start_new_session=True,
-            preexec_fn=functools.partial(_die_with, os.getpid()),
-        )
+        child.process = process = self._start(child, theirs)
         theirs.close()
-        child.process = process
         _log.info("process_started", process=child.role, pid=process.pid)
         reader, child.link = await asyncio.open_unix_connection(sock=ours)
-        listener = None if child.listener is None else child.listener.fileno()
-        orders = {
-            "settings": orjson.Fragment(self._settings.to_json()),
-            "listener": listener,
-            "dimse": str(bound_address(self._dimse)),
-            "processes": self._states(),
-        }
-        child.link.write(orjson.dumps(orders) + b"\n")
+        self._tell()
         try:
             # One that is killed may leave half a line; and if it has not read all it was told, a link that is reset.
             with contextlib.suppress(ConnectionError):
@@ -355,15 +395,6 @@ def _several(kind: Kind, count: int, listener: socket.socket | None) -> list[_Ch
     return [_Child(role, kind, listener) for role in roles]
 
 
-def _environment() -> dict[str, str]:
-    """Ours, in which a child finds the very package that we are, not one that happens to lie in the working folder."""
-    environment = dict(os.environ)
-    root = str(Path(__file__).parents[1])
-    if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
-    return environment
-
-
 def http_url(settings: Settings, listener: socket.socket) -> str:
     """Where a listening socket answers HTTP: scheme, bound address, real port, no slash at the end."""
     return f"{'https' if settings.http.tls_cert else 'http'}://{bound_address(listener)}"
@@ -373,7 +404,7 @@ async def _end(children: Sequence[_Child], patience_s: float) -> None:
     """Asks processes to end, and ends those that have not after `patience_s`."""
     processes = [child.process for child in children if child.process is not None and child.process.returncode is None]
     for process in processes:
-        process.terminate()
+        process.send(signal.SIGTERM)
     if not processes:
         return
     waits = [asyncio.create_task(process.wait()) for process in processes]
@@ -382,7 +413,7 @@ async def _end(children: Sequence[_Child], patience_s: float) -> None:
         for process in processes:
             if process.returncode is None:
                 _log.warning("process_killed", pid=process.pid)
-                process.kill()
+                process.send(signal.SIGKILL)
         await asyncio.wait(waits)
 
 
