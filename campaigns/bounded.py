@@ -33,7 +33,7 @@ from campaigns.faces import Faces
 from campaigns.instances import NATIVE
 from campaigns.kill import until
 from tests.makers import data_set, uid
-from tests.running import RunningGateway
+from tests.running import RunningGateway, role_of
 
 LIMIT_MB: Final = 500.0
 _SIDE: Final = 1024
@@ -153,11 +153,9 @@ class Watch:
         while not self._ended.wait(0.05):
             with contextlib.suppress(psutil.Error):
                 for process in (self._own, *self._own.children(recursive=True)):
-                    with contextlib.suppress(psutil.Error, ValueError, IndexError):
+                    with contextlib.suppress(psutil.Error):
                         if process.pid not in roles:
-                            words = process.cmdline()
-                            is_decoder = "adapters.codecs.sandbox" in " ".join(words)
-                            roles[process.pid] = "decoder" if is_decoder else words[words.index("gateway") + 1]
+                            roles[process.pid] = role_of(process)
                         role = roles[process.pid]
                         size = process.memory_info().rss / 2**20
                         self._peaks[role] = max(size, self._peaks.get(role, 0.0))

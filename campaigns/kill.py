@@ -31,7 +31,7 @@ from campaigns import clients, invariants
 from campaigns.clients import Edit, Traffic
 from campaigns.faces import INSTANCE, SERIES, Faces, Unexpected, Version, value
 from campaigns.instances import Instance, make
-from tests.running import RunningGateway
+from tests.running import RunningGateway, role_of
 
 _CLIENTS: Final = (
     clients.associations,
@@ -296,8 +296,7 @@ class Campaign:
         with contextlib.suppress(psutil.Error):
             for process in psutil.Process(self._gateway.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
-                    is_decoder = "adapters.codecs.sandbox" in " ".join(process.cmdline())
-                    if is_decoder if role == "decoder" else not is_decoder and process.name() == f"gateway-{role}":
+                    if role_of(process) == role:
                         found.append(process)
         return found
 

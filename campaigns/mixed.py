@@ -24,7 +24,7 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 
 from campaigns import clients, invariants
 from campaigns.clients import Traffic
-from tests.running import RunningGateway
+from tests.running import RunningGateway, role_of
 
 _CLIENTS: Final = (
     clients.associations,
@@ -119,11 +119,8 @@ def watch(supervisor: int, memory: dict[str, list[float]], ended: threading.Even
         sums: Counter[str] = Counter()
         for process in (own, *own.children(recursive=True)):
             with contextlib.suppress(psutil.Error):
-                words = process.cmdline()
-                is_decoder = "adapters.codecs.sandbox" in " ".join(words)
-                role = "decoders" if is_decoder else words[words.index("gateway") + 1]
                 resident = process.memory_info()
-                sums[role] += resident.rss - resident.shared
+                sums[role_of(process)] += resident.rss - resident.shared
         for role, size in sums.items():
             memory.setdefault(role, []).append(size / 2**20)
 

@@ -68,6 +68,14 @@ def wait_until_refused(host: str, port: int) -> None:
     raise AssertionError("the listener still accepts")
 
 
+def role_of(process: psutil.Process) -> str:
+    """supervisor, web, dimse, worker or decoder. Raises psutil.Error for one that is gone."""
+    kind = process.name().removeprefix("gateway-")
+    if kind in ("web", "dimse", "worker"):
+        return kind
+    return "decoder" if "adapters.codecs.sandbox" in " ".join(process.cmdline()) else "supervisor"
+
+
 class RunningGateway:
     """A gateway that has printed its listening line."""
 

@@ -69,14 +69,14 @@ def test_mixed(lasting: RunningGateway) -> None:
     report = mixed.run(lasting, 5, seed=2)
     assert not report.faults, report
     assert min(report.acknowledged, report.reads, report.edits) > 0, report
-    assert {"serve", "web", "dimse", "worker"} <= report.memory.keys()
+    assert {"supervisor", "web", "dimse", "worker"} <= report.memory.keys()
 
 
 def test_bounded(lasting: RunningGateway) -> None:
     """A fiftieth of the size, within less memory: what grows with a body would be seen at its full size."""
     report = bounded.Campaign(lasting, 40 << 20, seed=4, limit_mb=350).run()
     assert not report.faults, report
-    assert {"serve", "web", "dimse", "worker"} <= report.steps[0].peaks.keys()
+    assert {"supervisor", "web", "dimse", "worker"} <= report.steps[0].peaks.keys()
 
 
 def test_mutations(gateway: RunningGateway) -> None:
