@@ -40,6 +40,8 @@ _STEADY_S = 10.0
 """A process that has lived this long failed for a new reason: its back-off starts anew."""
 _LONGEST_PAUSE_S = 5.0
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_MOST_DESCRIPTORS = 1 << 20
+"""Where a system says that there is no limit."""
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 _log = structlog.get_logger("gateway.supervisor")
@@ -183,7 +185,7 @@ def _leave(parent: int, kind: Kind, kept: set[int]) -> None:
     os.dup2(nothing, 0)
     # The objects that hold the closed ones belong to frames below, which are never returned to.
     low = 3
-    for descriptor in (*sorted(kept), os.sysconf("SC_OPEN_MAX")):
+    for descriptor in (*sorted(kept), min(os.sysconf("SC_OPEN_MAX"), _MOST_DESCRIPTORS)):
         os.closerange(low, descriptor)
         low = descriptor + 1
 
