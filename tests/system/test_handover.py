@@ -83,7 +83,7 @@ def test_who_dies_while_an_instance_is_handed_over(start_gateway: Callable[..., 
     until(settled)
     gateway.restart()
     jobs = gateway.asked("SELECT count(*) FROM job")
-    until(lambda: not any(os.scandir(data / "spool")))
+    until(lambda: not os.listdir(data / "spool"))
     assert gateway.asked("SELECT count(*) FROM job") == jobs
     assert gateway.asked("SELECT count(*) FROM record") == 4
     assert gateway.asked("SELECT max(version) FROM version") == 4

@@ -5,9 +5,10 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 import httpx
 import pytest
@@ -221,14 +222,31 @@ def test_too_little_disk_is_507_and_a700(start_gateway: Callable[..., RunningGat
     assert gateway.get("/readyz").status_code == 503
 
 
+def stop_idle(gateway: RunningGateway, worker: int) -> None:
+    """Not in the midst of a transaction: on SQLite nobody else could write then."""
+    database = gateway.data / "gateway.db"
+    while True:
+        os.kill(worker, signal.SIGSTOP)
+        if not database.exists():
+            return
+        with closing(sqlite3.connect(database, timeout=0.1, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                os.kill(worker, signal.SIGCONT)
+            else:
+                connection.execute("ROLLBACK")
+                return
+
+
 def test_a_full_queue_is_503_and_a700(start_gateway: Callable[..., RunningGateway]) -> None:
     """The worker stands still; then it goes on, and so does everything."""
     gateway = start_gateway(env={**ALONE, "GATEWAY_STORE__MAX_WAITING": "2"})
     worker = gateway.pids()["worker"]
-    os.kill(worker, signal.SIGSTOP)
+    stop_idle(gateway, worker)
     statuses = []
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 20
         while not statuses or statuses[-1] == 0:
             assert time.monotonic() < deadline
             association = Association(gateway.dimse, gateway.aet)
