@@ -127,7 +127,8 @@ def stocked(gateway: RunningGateway, seed: int, size: int = HELD) -> Stock:
                 "/dicomweb/studies", content=source.part10, headers={"content-type": "application/dicom"}
             )
             for item in stored.json().get("00081199", {}).get("Value", []):
-                held.append(_held(http, httpx.URL(item["00081190"]["Value"][0]).path))
+                if found := _held(http, httpx.URL(item["00081190"]["Value"][0]).path):
+                    held.append(found)
         api = f"/datastore/{gateway.datastore}"
         listed = http.post(f"{api}/searchImageSets?maxResults=50", json={}).json()["imageSetsMetadataSummaries"]
         frames = {}
@@ -139,11 +140,13 @@ def stocked(gateway: RunningGateway, seed: int, size: int = HELD) -> Stock:
     return Stock(gateway.datastore, arn, held, list(frames), frames, _victims(gateway, seed, 0), others, seed)
 
 
-def _held(http: httpx.Client, path: str) -> Held:
-    """What is to be had of an instance that was just stored."""
+def _held(http: httpx.Client, path: str) -> Held | None:
+    """What is to be had of an instance that was just stored; None where XML cannot hold its texts."""
     _, _, _, study, _, series, _, sop = path.split("/")
     read = http.get(f"{path}/metadata").content
     xml = http.get(f"{path}/metadata", headers={"accept": 'multipart/related; type="application/dicom+xml"'}).content
+    if b"<?xml" not in xml:
+        return None
     accept = f"application/octet-stream; transfer-syntax={NATIVE}"
     pixels = http.get(f"{path}/frames/1", headers={"accept": accept})
     pixelled = pixels.status_code == 200
