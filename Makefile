@@ -12,11 +12,6 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
 ARGS ?=
 # What every gateway under test keeps its rows in: sqlite, or postgresql with two web processes and four workers.
 DATABASE ?= sqlite
-# Whose coverage is reported: that of the tests' own processes, or that of all gateways under test as well, which takes
-# half as long again.
-COVER ?= tests
-COVERED_tests := pyproject.toml
-COVERED_all := tests/coverage.toml
 
 # The newest Python 3.13, 3.12 or 3.11 that runs: on the PATH, or one of pyenv's.
 define FIND_PYTHON
@@ -51,9 +46,9 @@ run: $(VENV)/run.stamp ## Set up and serve; ARGS='--workers 2' adds flags
 	exec $(BIN)/python -m gateway serve $(ARGS)
 
 .PHONY: test
-test: lint types imports ## Set up and test all; REQUIRE=all: nothing may be missing; DATABASE=postgresql; COVER=all
+test: lint types imports ## Set up and test all; REQUIRE=all: nothing may be missing; DATABASE=postgresql
 	COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')") \
-	  REQUIRE=$(REQUIRE) GATEWAY_TEST_DATABASE=$(DATABASE) $(BIN)/python -m pytest $(TESTS) -n $(JOBS) --dist worksteal --cov --cov-config=$(COVERED_$(COVER)) --cov-report=term $(ARGS) < /dev/null
+	  REQUIRE=$(REQUIRE) GATEWAY_TEST_DATABASE=$(DATABASE) $(BIN)/python -m pytest $(TESTS) -n $(JOBS) --dist worksteal --cov --cov-report=term $(ARGS) < /dev/null
 
 .PHONY: lint
 lint: $(VENV)/dev.stamp ## Style and common mistakes

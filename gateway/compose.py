@@ -1,6 +1,6 @@
 """The composition root: the only module that knows which adapters stand behind the ports.
 
-Each role loads only what it runs: imports stand in the functions.
+Imports stand in the functions: a role that is run alone, or a command, loads only what it needs.
 """
 
 import ctypes
