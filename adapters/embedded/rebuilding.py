@@ -29,13 +29,16 @@ def rebuild(database: Database) -> int:
 def published(connection: sa.Connection) -> Iterator[tuple[int, index.SetRow | int]]:
     """What `index.rebuild` takes: (seq, row of the image set as published, or the key of a deleted one) in order.
 
-    The derived tables are not looked at: they may be lost.
+    The derived tables are not looked at: they may be lost. What was purged has no past.
     """
     stores = {pk: DatastoreId(name) for pk, name in connection.execute(sa.select(t.datastore.c.pk, t.datastore.c.id))}
-    v = t.version
+    s, v = t.image_set, t.version
+    purged = set(connection.execute(sa.select(s.c.pk).where(s.c.deleted_at.is_not(None), s.c.visible == 0)).scalars())
     beside: dict[int, dict[str, Any]] = {}
     for change in connection.execute(sa.select(t.change).order_by(t.change.c.datastore_pk, t.change.c.seq)).all():
         pk = change.image_set_pk
+        if pk in purged:
+            continue
         if change.kind == "delete":
             yield change.seq, pk
             continue

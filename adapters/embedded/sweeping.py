@@ -1,4 +1,5 @@
-"""Takes away what nothing refers to: purged image sets, blobs without rows, rows without use (datamodel.md 6)."""
+"""Takes away what nothing refers to: purged image sets, blobs without rows, rows without use, and the room that they
+took in files (datamodel.md 6)."""
 
 import os
 import time
@@ -10,9 +11,10 @@ from pathlib import Path
 import sqlalchemy as sa
 import structlog
 
+from adapters.embedded.compacting import Compactor
+from adapters.embedded.purging import purge
 from adapters.sql import tables as t
 from adapters.sql.database import Database, now_ms
-from gateway.domain.model import ImageSetState
 from gateway.ports import BlobStore, DerivedFrames
 
 log = structlog.get_logger("gateway.sweeper")
@@ -41,6 +43,7 @@ class Sweeper:
         self._blobs = blobs
         self._derived = derived
         self._root = root
+        self._compactor = Compactor(database, blobs)
         self._every_s = times.every_s
         self._grace_ms = int(times.grace_s * 1000)
         self._retention_ms = int(times.retention_s * 1000)
@@ -54,35 +57,12 @@ class Sweeper:
 
     def sweep(self) -> None:
         """One slice of each kind of rubbish."""
-        self._purge_deleted()
+        purge(self._database, now_ms() - self._retention_ms)
         self._drop_unused()
         self._empty_trash()
         self._drop_orphans()
         self._derived.sweep(self._living)
-
-    def _purge_deleted(self) -> None:
-        """Members and versions of image sets that can no longer be restored; the tombstone stays."""
-        s, m = t.image_set, t.member
-        with self._database.write() as connection:
-            pks = [
-                pk
-                for (pk,) in connection.execute(
-                    sa.select(s.c.pk)
-                    .where(s.c.state == ImageSetState.DELETED, s.c.deleted_at < now_ms() - self._retention_ms)
-                    .where(sa.exists().where(m.c.image_set_pk == s.c.pk))
-                    .limit(10)
-                )
-            ]
-            for pk in pks:
-                records = [r for (r,) in connection.execute(sa.select(m.c.record_pk).where(m.c.image_set_pk == pk))]
-                connection.execute(sa.delete(m).where(m.c.image_set_pk == pk))
-                for start in range(0, len(records), _SLICE):
-                    some = records[start : start + _SLICE]
-                    connection.execute(
-                        sa.delete(t.record)
-                        .where(t.record.c.pk.in_(some))
-                        .where(~sa.exists().where(m.c.record_pk == t.record.c.pk))
-                    )
+        self._compactor.run_some(now_ms() - self._grace_ms)
 
     def _drop_unused(self) -> None:
         """Pixels without record, then blobs without either: as rows first, their names into the trash."""

@@ -159,7 +159,7 @@ class Verifier:
             except Corrupt as fault:
                 self._fault("document", f"overlay {row.pk}", fault.detail)
                 continue
-            if hashlib.sha256(text).digest() != bytes(row.digest):
+            if hashlib.sha256(row.changes.encode() + b"\0" + text).digest() != bytes(row.digest):
                 self._fault("document", f"overlay {row.pk}", "its content does not have its digest")
 
     # ------------------------------------------------------------ the spool

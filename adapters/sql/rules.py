@@ -5,7 +5,9 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
+from adapters.sql.index.clauses import INSIDE
 from adapters.sql.tables import END, TAIL, TAILED
+from gateway.domain.query import hexadecimal
 
 
 class Broken(NamedTuple):
@@ -27,11 +29,12 @@ _JOB_OF_WORK: Final = {
 _TRUTH: Final[dict[str, str]] = {
     "versions of an image set are 1 to its latest": """
         SELECT s.id AS key FROM image_set s LEFT JOIN version v ON v.image_set_pk = s.pk
+        WHERE s.state <> 'DELETED' OR s.visible > 0
         GROUP BY s.pk, s.id, s.latest
         HAVING count(v.version) <> s.latest OR min(v.version) <> 1 OR max(v.version) <> s.latest""",
     "the visible version is the last with content of its own": """
         SELECT s.id AS key FROM image_set s WHERE s.visible <> coalesce((SELECT max(v.version) FROM version v
-        WHERE v.image_set_pk = s.pk AND v.content = v.version), -1)""",
+        WHERE v.image_set_pk = s.pk AND v.content = v.version), 0)""",
     "seq runs from 1 to the data store's without a gap": """
         SELECT d.datastore_pk AS key FROM datastore_seq d LEFT JOIN change c ON c.datastore_pk = d.datastore_pk
         GROUP BY d.datastore_pk, d.seq HAVING count(c.seq) <> d.seq OR coalesce(max(c.seq), 0) <> d.seq""",
@@ -87,12 +90,7 @@ _TEXTS: Final = " UNION ALL ".join(
     (
         *(
             f"SELECT pk, datastore_pk, '{kind}' AS kind, {column} AS text FROM study"
-            for kind, column in {
-                "00100020": "patient_id",
-                "00080050": "accession",
-                "00200010": "study_id",
-                "00081030": "description",
-            }.items()
+            for kind, column in ((hexadecimal(tag), column) for tag, column in INSIDE.items())
         ),
         "SELECT study_pk, datastore_pk, kind, norm FROM study_name WHERE length(kind) = 8",
     )
@@ -106,7 +104,7 @@ _DERIVED: Final[dict[str, str]] = {
     "each primary image set has a study, and each live one its search row": """
         SELECT s.id AS key FROM image_set s LEFT JOIN set_index i ON i.image_set_pk = s.pk
         LEFT JOIN study t ON t.datastore_pk = s.datastore_pk AND t.study_uid = s.study_uid
-        WHERE s.state <> 'DELETED' AND (i.image_set_pk IS NULL OR i.n_instances <> s.n_instances
+        WHERE s.state <> 'DELETED' AND s.visible > 0 AND (i.image_set_pk IS NULL OR i.n_instances <> s.n_instances
         OR (s.is_primary AND t.pk IS NULL))""",
     "searches find what stands inside a study's texts": f"""
         SELECT t.pk AS key FROM ({_TEXTS}) t LEFT JOIN text_tail l

@@ -53,6 +53,12 @@ def _ref(name: str, target: str, *, nullable: bool = False, index: bool = False)
     return Column(name, Key, ForeignKey(f"{target}.pk", ondelete="RESTRICT"), nullable=nullable, index=index)
 
 
+def _where_given(column: str) -> Index:
+    """An index of the few rows that have a value."""
+    given = text(f"{column} IS NOT NULL")
+    return Index(None, column, sqlite_where=given, postgresql_where=given)
+
+
 def _origin() -> list[Column[str]]:
     """Who brought it: on every row that an import or an edit makes."""
     return [Column("called_ae", Word), Column("calling_ae", Word), Column("principal", Word)]
@@ -153,7 +159,7 @@ image_set = Table(
     Column("state", Word, nullable=False),
     Column("workflow", Word, nullable=False),
     Column("latest", Integer, nullable=False),  # last number given
-    Column("visible", Integer, nullable=False),  # last number with content
+    Column("visible", Integer, nullable=False),  # last number with content; 0 before the first, and when purged
     Column("n_instances", Integer, nullable=False),
     Column("n_frames", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
@@ -170,10 +176,18 @@ image_set = Table(
         postgresql_where=text("is_primary AND state <> 'DELETED'"),
     ),
     Index("ix_image_set_study", "datastore_pk", "study_uid"),
+    Index(
+        "ix_image_set_deleted",
+        "deleted_at",
+        sqlite_where=text("deleted_at IS NOT NULL AND visible > 0"),
+        postgresql_where=text("deleted_at IS NOT NULL AND visible > 0"),
+    ),
 )
 LIVING_PRIMARY = text("image_set.is_primary AND image_set.state <> 'DELETED'")
 """To be asked in these words: SQLite uses a partial index only where the query repeats its condition term by term, and
 would else walk the data store (`is_primary = 1` is another term)."""
+DELETED_NOT_PURGED = text("image_set.deleted_at IS NOT NULL AND image_set.visible > 0")
+"""In these words for the same reason."""
 
 doc = Table(  # small content-addressed documents: levels, overlays, ready head chunks
     "doc",
@@ -209,9 +223,9 @@ version = Table(
     Column("forced", Boolean, nullable=False, server_default=false()),
     Column("study_uid", Word, nullable=False),
     Column("series_uid", Word, nullable=False),
-    _ref("levels_doc", "doc", nullable=True),
+    _ref("levels_doc", "doc", nullable=True, index=True),
     _ref("overlay_doc", "doc", nullable=True),
-    _ref("head_doc", "doc", nullable=True),
+    _ref("head_doc", "doc", nullable=True, index=True),
     Column("n_instances", Integer, nullable=False),
     Column("n_frames", BigInteger, nullable=False),
     Column("seq", BigInteger),
@@ -219,6 +233,7 @@ version = Table(
     *_origin(),
     Column("reason", Text),
     _ref("job_pk", "job", nullable=True),
+    _where_given("overlay_doc"),
 )
 
 member = Table(
@@ -234,6 +249,7 @@ member = Table(
     Column("number", Integer),
     Column("sop_class", Word, nullable=False),
     Index("ix_member_manifest", "image_set_pk", "v_from"),
+    _where_given("overlay_pk"),
     Index(
         "uq_member_live",
         "image_set_pk",
@@ -452,7 +468,8 @@ TAILED = 64
 
 # What stands inside a text is the beginning of one of its tails, so that a range finds it: of two characters as of ten,
 # in any script, on both engines. A text beyond TAILED characters has one row, with an empty tail: always looked at.
-# Rows stay when the last study with a text goes: a search joins them to what there is, and asOf to what there was.
+# Rows stay when the last study with a text is deleted, until the purge: a search joins them to what there is, and asOf
+# to what there was.
 text_tail = Table(
     "text_tail",
     metadata,

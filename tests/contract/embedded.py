@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -230,11 +231,13 @@ class Store:
 
     # ------------------------------------------------------------ search
 
-    def find(self, level: Level = Level.STUDY, **keys: str) -> list[dict[str, Any]]:
+    def find(
+        self, level: Level = Level.STUDY, as_of: datetime | None = None, **keys: str
+    ) -> list[dict[str, Any]]:
         asked = tuple(
             Key(path, vr_of(path[-1]), (value,)) for keyword, value in keys.items() for path in [attribute(keyword)]
         )
-        return self.do(self.web.backend.find(DicomQuery(self.datastore, level, asked))).rows
+        return self.do(self.web.backend.find(DicomQuery(self.datastore, level, asked, as_of=as_of))).rows
 
     def search(self) -> dict[ImageSetId, ImageSetSummary]:
         page = self.do(self.web.backend.search(self.datastore, SearchCriteria(), PageRequest(1000)))

@@ -35,10 +35,12 @@ def slice_(number: int, **attributes: Any) -> bytes:
 
 
 def fill(store: Store, count: int = 3) -> None:
-    """A few instances, an edit and a frame that waits for its encoding."""
+    """A few instances, edits of two levels and a frame that waits for its encoding."""
     (first, *_) = store.put(*(slice_(number) for number in range(1, count + 1)))
     store.encode()
     store.edit(first.image_set, 1, {"Patient": {"DICOM": {"PatientName": "New^Name"}}})
+    instances = {uid(7, 1, 1): {"DICOM": {"ImageComments": "edited"}}}
+    store.edit(first.image_set, 2, {"Study": {"Series": {SERIES: {"Instances": instances}}}})
     store.put(slice_(count + 1))
 
 

@@ -134,8 +134,13 @@ INDEXED: Final = frozenset(
 )
 _OFTEN_EQUAL: Final = frozenset({"x.modality", "s.study_id", "s.description"})
 """Columns in which many rows may have one value."""
-INSIDE: Final = (PATIENT_ID, ACCESSION_NUMBER, STUDY_ID, STUDY_DESCRIPTION)
-"""Texts of studies that have rows in text_tail, beside `NAMES`."""
+INSIDE: Final[Mapping[int, str]] = {
+    PATIENT_ID: "patient_id",
+    ACCESSION_NUMBER: "accession",
+    STUDY_ID: "study_id",
+    STUDY_DESCRIPTION: "description",
+}
+"""Texts of studies that have rows in text_tail, beside `NAMES`, and their columns."""
 
 
 def pushed(session: Session, datastore_pk: int, condition: Condition, fuzzy: bool) -> Where | Subset | None:

@@ -280,8 +280,8 @@ _INSERT_TAILS: Final = (
 
 def _write_tails(session: Session, pk: int, datastore_pk: int, old: Attributes, new: Attributes) -> None:
     """What searches inside texts need; a text that another study has brought is there already."""
-    known = _texts(old)
-    for kind, text in _texts(new):
+    known = texts_of(old)
+    for kind, text in texts_of(new):
         if (kind, text) not in known:
             tails = tails_of(text)
             session.run(
@@ -296,8 +296,8 @@ def tails_of(text: str) -> list[str]:
     return [text[at : at + TAIL] for at in range(len(text))] if len(text) <= TAILED else [""]
 
 
-def _texts(attributes: Attributes) -> dict[tuple[str, str], None]:
-    """What has tails: (kind, text)."""
+def texts_of(attributes: Attributes) -> dict[tuple[str, str], None]:
+    """What has tails, of a study: (kind, text)."""
     found = {(hexadecimal(tag), text): None for tag in INSIDE if (text := text_value(attributes, tag))}
     for tag in NAMES:
         for value in attributes.get(hexadecimal(tag), {}).get("Value") or ():
