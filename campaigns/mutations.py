@@ -9,16 +9,14 @@ Nothing may take longer than ten seconds, no process may die, and memory stays f
 
 import argparse
 import contextlib
-import os
 import random
 import struct
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Final
@@ -33,6 +31,7 @@ from campaigns.dimse import Association, Lost
 from campaigns.faces import Faces
 from campaigns.instances import SYNTAXES, make
 from campaigns.kill import until
+from campaigns.report import Report
 from tests.corpus import CORPUS, manifest
 from tests.running import RunningGateway
 
@@ -63,41 +62,8 @@ class Mutant:
     part10: bytes
     data_set: bytes
 
-
-@dataclass(slots=True)
-class Report:
-    """What a campaign found."""
-
-    seconds: float = 0.0
-    answers: Counter[str] = field(default_factory=Counter)
-    slowest: dict[str, tuple[float, int]] = field(default_factory=dict)
-    """Way -> seconds, and the number of the file."""
-    memory: dict[str, list[float]] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def note(self, way: str, answer: str, took: float, mutant: Mutant) -> None:
-        with self.lock:
-            self.answers[f"{way} {answer}"] += 1
-            self.slowest[way] = max(self.slowest.get(way, (0.0, 0)), (took, mutant.number))
-            if took > SLOW_S:
-                self.faults.append(f"{way} took {took:.1f} s: file {mutant.number} ({mutant.what})")
-
-    def fault(self, words: str) -> None:
-        with self.lock:
-            self.faults.append(words)
-
     def __str__(self) -> str:
-        lines = [f"{self.seconds:.0f} s"]
-        for answer, count in sorted(self.answers.items()):
-            lines.append(f"{answer:24} {count:7}")
-        lines += [f"slowest {way:12} {took:6.2f} s, file {number}" for way, (took, number) in self.slowest.items()]
-        lines.append("memory, MB     second quarter   last quarter")
-        for role, samples in sorted(self.memory.items()):
-            before, after = mixed.quarters(samples)
-            lines.append(f"{role:14} {before:14.0f} {after:14.0f}")
-        lines.append(f"machine        {os.cpu_count()} cores")
-        return "\n".join(lines + [f"  {fault}" for fault in self.faults])
+        return f"file {self.number} ({self.what})"
 
 
 # ---------------------------------------------------------------- files
@@ -224,7 +190,7 @@ def _place(choice: random.Random, data: bytearray) -> int:
 
 def run(gateway: RunningGateway, count: int, seed: int) -> Report:
     """Sends `count` files both ways, reads what was stored, and waits until all is imported."""
-    report = Report()
+    report = Report(SLOW_S)
     sound = sources()
     restarts = {role: gateway.restarts(role) for role in gateway.pids()}
     ended = threading.Event()
@@ -271,11 +237,11 @@ def _stow(gateway: RunningGateway, http: httpx.Client, report: Report, one: Muta
     try:
         answer = http.post(f"{gateway.http}/dicomweb/studies", headers=headers, content=one.part10)
     except httpx.HTTPError as fault:
-        report.fault(f"STOW-RS: {fault!r}, file {one.number} ({one.what})")
+        report.fault(f"STOW-RS: {fault!r}, {one}")
         return
-    report.note("STOW-RS", str(answer.status_code), time.monotonic() - began, one)
+    report.note("STOW-RS", str(answer.status_code), time.monotonic() - began, str(one))
     if answer.status_code >= 500:
-        report.fault(f"STOW-RS answered {answer.status_code}: file {one.number} ({one.what}): {answer.text[:200]}")
+        report.fault(f"STOW-RS answered {answer.status_code}: {one}: {answer.text[:200]}")
         return
     for item in answer.json().get("00081199", {}).get("Value", []):
         url = item["00081190"]["Value"][0]
@@ -284,9 +250,9 @@ def _stow(gateway: RunningGateway, http: httpx.Client, report: Report, one: Muta
             began = time.monotonic()
             with contextlib.suppress(httpx.InvalidURL):  # a broken UID makes no URL
                 read = http.get(path + resource + question + query)
-                report.note(f"GET {resource}", str(read.status_code), time.monotonic() - began, one)
+                report.note(f"GET {resource}", str(read.status_code), time.monotonic() - began, str(one))
                 if read.status_code >= 500:
-                    report.fault(f"GET {resource} answered {read.status_code}: file {one.number} ({one.what})")
+                    report.fault(f"GET {resource} answered {read.status_code}: {one}")
 
 
 def _store(gateway: RunningGateway, report: Report, one: Mutant) -> None:
@@ -303,9 +269,9 @@ def _store(gateway: RunningGateway, report: Report, one: Mutant) -> None:
             association.release()
         finally:
             association.close()
-        report.note("C-STORE", answer, time.monotonic() - began, one)
+        report.note("C-STORE", answer, time.monotonic() - began, str(one))
     except (*GONE, Lost) as fault:
-        report.fault(f"C-STORE: {fault!r}, file {one.number} ({one.what})")
+        report.fault(f"C-STORE: {fault!r}, {one}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

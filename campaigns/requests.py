@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import http.client
 import json
-import os
 import re
 import socket
 import sys
@@ -21,9 +20,8 @@ import tempfile
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +36,7 @@ from campaigns.hostile import CANARY, Held, Request, Stock
 from campaigns.instances import NATIVE, make
 from campaigns.kill import until
 from campaigns.mutations import Source
+from campaigns.report import Report
 from tests.running import RunningGateway
 
 SLOW_S: Final = 5.0
@@ -51,7 +50,6 @@ _RENEWED: Final = 500
 """Requests after which there are other victims: those before may be gone."""
 _QUEUE_S: Final = 300.0
 _SHOWN_BYTES: Final = 1500
-_MOST_FAULTS: Final = 50
 ENVIRONMENT: Final = {"GATEWAY_TEST_STRICT": "0"}
 """What was stored with UIDs that are none is listed with them, which the service model of the API does not foresee."""
 _DUE: Final = frozenset({(503, "overloaded"), (503, "throttled"), (507, "out-of-storage")})
@@ -70,48 +68,6 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
-
-
-@dataclass(slots=True)
-class Report:
-    """What a campaign found."""
-
-    seconds: float = 0.0
-    answers: Counter[str] = field(default_factory=Counter)
-    """Kind of request and status -> how many."""
-    slowest: dict[str, tuple[float, str]] = field(default_factory=dict)
-    """Kind -> seconds, and which request."""
-    memory: dict[str, list[float]] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def count(self) -> int:
-        return sum(self.answers.values())
-
-    def note(self, request: Request, status: int, took: float, which: str) -> None:
-        with self.lock:
-            self.answers[f"{request.kind:32} {status or '-'}"] += 1
-            self.slowest[request.kind] = max(self.slowest.get(request.kind, (0.0, "")), (took, which))
-
-    def fault(self, words: str, request: Request | None = None, which: str = "") -> None:
-        """With the request that it came of, as it went over the connection."""
-        with self.lock:
-            if len(self.faults) < _MOST_FAULTS:
-                sent = b"" if request is None else request.wire("gateway")
-                shown = f"\n      {sent[:_SHOWN_BYTES]!r}" + (" ..." if len(sent) > _SHOWN_BYTES else "")
-                self.faults.append(words if request is None else f"{which}: {words}{shown}")
-
-    def __str__(self) -> str:
-        lines = [f"{self.count} requests in {self.seconds:.0f} s, {self.count / max(self.seconds, 0.001):.0f} a second"]
-        lines += [f"{answer:40} {times:7}" for answer, times in sorted(self.answers.items())]
-        lines += [f"slowest {kind:32} {took:6.2f} s, {which}" for kind, (took, which) in sorted(self.slowest.items())]
-        lines.append("memory, MB     second quarter   last quarter")
-        for role, samples in sorted(self.memory.items()):
-            before, after = mixed.quarters(samples)
-            lines.append(f"{role:14} {before:14.0f} {after:14.0f}")
-        lines.append(f"machine        {os.cpu_count()} cores")
-        return "\n".join(lines + [f"  {fault}" for fault in self.faults])
 
 
 # ---------------------------------------------------------------- stock
@@ -267,12 +223,16 @@ def judged(connection: Connection, report: Report, request: Request, which: str)
         connection.close()
         status, words = 0, f"no answer: {fault!r}"
     took = time.monotonic() - began
-    report.note(request, status, took, which)
+    report.note(request.kind, str(status or "-"), took, which)
     if words is not None:
-        report.fault(words, request, which)
-    if took > SLOW_S:
-        report.fault(f"took {took:.1f} s ({status})", request, which)
+        report.fault(_told(words, request, which))
     return answer
+
+
+def _told(words: str, request: Request, which: str) -> str:
+    """What is wrong with the answer to a request, with that as it went over the connection."""
+    sent = request.wire("gateway")
+    return f"{which}: {words}\n      {sent[:_SHOWN_BYTES]!r}" + (" ..." if len(sent) > _SHOWN_BYTES else "")
 
 
 def wrong(request: Request, answer: Answer) -> str | None:
@@ -303,7 +263,7 @@ def wrong(request: Request, answer: Answer) -> str | None:
 
 def run(gateway: RunningGateway, count: int, seed: int, held: int = HELD) -> Report:
     """Sends `count` requests about a sample of `held` files, and looks at the gateway afterwards."""
-    report = Report()
+    report = Report(SLOW_S)
     stock = stocked(gateway, seed, held)
     _settle(gateway, report)
     prints = fingerprints(gateway, stock)
@@ -324,7 +284,7 @@ def run(gateway: RunningGateway, count: int, seed: int, held: int = HELD) -> Rep
 
     works: list[Callable[[], None]] = [lambda first=first: send(first) for first in range(_SENDERS)]  # type: ignore[misc]
     works.append(lambda: describe(gateway, stock, report, by_description))
-    threads = [threading.Thread(target=_told, args=(report, work)) for work in works]
+    threads = [threading.Thread(target=_seen, args=(report, work)) for work in works]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -355,14 +315,14 @@ def describe(gateway: RunningGateway, stock: Stock, report: Report, count: int) 
         answer = judged(connection, report, request, which)
         if answer is not None:
             for words in described.departures(case, answer.status, answer.headers, answer.body):
-                report.fault(words, request, which)
+                report.fault(_told(words, request, which))
 
     each = count // operations
     described.every(url, stock, stock.seed, lambda _, mode: -(-each * 3 // 4) if mode.is_positive else each // 4, use)
     connection.close()
 
 
-def _told(report: Report, work: Callable[[], None]) -> None:
+def _seen(report: Report, work: Callable[[], None]) -> None:
     try:
         work()
     except Exception as fault:  # a sender that died unseen would let the gateway pass
@@ -427,7 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.only is not None:
                 request = hostile.request(stocked(gateway, options.seed), options.only)
                 print(request.wire("gateway"))
-                report = Report()
+                report = Report(SLOW_S)
                 print(judged(Connection(gateway), report, request, f"request {options.only}"))
             else:
                 report = run(gateway, options.count, options.seed)

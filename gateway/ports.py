@@ -117,10 +117,9 @@ class History(Protocol):
 class Tombstones(Protocol):
     """What was deleted and can still be had again."""
 
-    async def restore(
-        self, datastore: DatastoreId, study: str, series: str | None, sop: str | None, actor: str | None = None
-    ) -> None:
-        """Puts a deleted study, series or instance back, as it was, in new versions of its image sets.
+    async def restore(self, selection: Selection, actor: str | None = None) -> None:
+        """Puts a deleted study, series or instance back, as it was, in new versions of its image sets: the primary
+        ones, or the one that is named.
 
         Raises NotFound where nothing was deleted that is still kept, Conflict where it is there, or would not fit
         what is there, and Locked.

@@ -263,11 +263,9 @@ class EmbeddedBackend:
         pk = await self._run(self._reader.key_of, ref.datastore)
         return await self._run(self._mutations.accept_delete, pk, ref, actor)
 
-    async def restore(
-        self, datastore: DatastoreId, study: str, series: str | None, sop: str | None, actor: str | None = None
-    ) -> None:
-        pk = await self._run(self._reader.active, datastore)
-        await self._run(self._restoring.restore, pk, datastore, study, series, sop, actor)
+    async def restore(self, selection: Selection, actor: str | None = None) -> None:
+        pk = await self._run(self._reader.active, selection.datastore)
+        await self._run(self._restoring.restore, pk, selection, actor)
 
     def _accessed(self, *image_sets: ImageSetId) -> None:
         """Notes a read of image sets, without waiting for it to be written."""

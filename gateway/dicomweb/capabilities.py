@@ -62,6 +62,7 @@ _WORDS: Final = "(patient|technique)(,(patient|technique))*"
 VALUES: Final[Mapping[str, Mapping[str, Any]]] = {
     **{name: _matching("[0-9.]{1,64}") for name in ("study", "series", "sop")},
     "frames": _matching("[0-9]{1,9}(,[0-9]{1,9})*"),
+    "code": _matching(r"[0-9]{6}\^DCM"),
     "path": _matching(r"[0-9A-Fa-f]{8}(\.[0-9]{1,6}\.[0-9A-Fa-f]{8})*"),
 }
 """What the values in a path look like."""

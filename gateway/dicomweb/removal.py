@@ -1,11 +1,21 @@
-"""DELETE of studies, series and instances, and taking it back within the retention (DEL-01)."""
+"""DELETE of studies, series and instances, and taking it back within the retention (DEL-01, DEL-02)."""
 
-from ..domain.errors import VersionConflict
+from typing import Final
+
+from ..domain.errors import InvalidInput, VersionConflict
 from ..domain.model import Selected
 from .exchange import Request, Response
 from .params import selection
 from .qido import COMMON
 from .wado import select
+
+REJECTIONS: Final = {
+    "113001^DCM": "Rejected for Quality Reasons",
+    "113037^DCM": "Rejected for Patient Safety Reasons",
+    "113038^DCM": "Incorrect Modality Worklist Entry",
+    "113039^DCM": "Data Retention Policy Expired",
+}
+"""Titles of rejection notes (PS3.16 CID 7011), code value and coding scheme."""
 
 
 async def delete(request: Request, study: str, series: str | None = None, sop: str | None = None) -> Response:
@@ -17,8 +27,19 @@ async def delete(request: Request, study: str, series: str | None = None, sop: s
     return Response(204, [*COMMON])
 
 
+async def reject(
+    request: Request, study: str, series: str | None = None, sop: str | None = None, *, code: str
+) -> Response:
+    """DELETE in the words of dcm4chee-arc, which OHIF uses: the same, for whichever of the reasons (DEL-02)."""
+    if code not in REJECTIONS:
+        known = ", ".join(f"{one} ({title})" for one, title in REJECTIONS.items())
+        raise InvalidInput(f"This is no reason to reject instances. Known are {known}.")
+    return await delete(request, study, series, sop)
+
+
 async def undelete(request: Request, study: str, series: str | None = None, sop: str | None = None) -> Response:
-    """Lifts the tombstone: everything is as it was, in new versions."""
+    """Lifts the tombstone: everything is as it was, in new versions; of the image set that is named, or the primary
+    ones."""
     wanted = selection(request.datastore, request.query, study, series, sop)
     await request.services.removal.restore(wanted, request.principal)
     return Response(204, [*COMMON])

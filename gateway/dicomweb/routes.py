@@ -99,8 +99,14 @@ def _delete(what: str) -> Mapping[str, Route]:
     return {"DELETE": Route(removal.delete, told)}
 
 
+def _reject(what: str) -> Mapping[str, Route]:
+    told = Operation(f"Deletes {what}, as dcm4chee-arc has it.", (), (PLACE[0], *IF_MATCH), also=(*_CHANGE, 412))
+    return {"POST": Route(removal.reject, told)}
+
+
 def _undelete(what: str) -> Mapping[str, Route]:
-    return {"POST": Route(removal.undelete, Operation(f"Puts {what} that was deleted back.", (), also=_CHANGE))}
+    told = Operation(f"Puts {what} that was deleted back.", (), PLACE[:1], also=_CHANGE)
+    return {"POST": Route(removal.undelete, told)}
 
 
 def _store(where: str) -> Mapping[str, Route]:
@@ -172,6 +178,9 @@ ROUTES: Final[Mapping[str, Mapping[str, Route]]] = {
     **_pictures("an instance", _INSTANCE),
     **_pictures("frames", _FRAMES),
     # beyond the standard
+    "/studies/{study}/reject/{code}": _reject("a study"),
+    _SERIES + "/reject/{code}": _reject("a series"),
+    _INSTANCE + "/reject/{code}": _reject("an instance"),
     "/studies/{study}/undelete": _undelete("a study"),
     _SERIES + "/undelete": _undelete("a series"),
     _INSTANCE + "/undelete": _undelete("an instance"),

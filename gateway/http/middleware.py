@@ -15,7 +15,8 @@ MAX_TARGET_BYTES: Final = 65_536
 """Of path and query together: long enough for a UID list of a thousand."""
 _MAX_ROUTES: Final = 200
 
-_DICOM_WORDS = {"studies", "series", "instances", "metadata", "frames", "bulkdata", "conflicts", "changes", "undelete"}
+_DICOM_WORDS = {"studies", "series", "instances", "metadata", "frames", "bulkdata", "conflicts", "changes"}
+_DICOM_WORDS |= {"reject", "undelete"}
 _API_WORDS = {"datastore", "imageSet", "searchImageSets", "startDICOMImportJob", "getDICOMImportJob"}
 _API_WORDS |= {f"{verb}ImageSet" for verb in ("get", "copy", "delete")} | {"getImageSetMetadata", "getImageFrame"}
 _API_WORDS |= {"updateImageSetMetadata", "listImageSetVersions", "listDICOMImportJobs", "tags", "diff"}

@@ -88,10 +88,9 @@ class Removal:
 
     async def restore(self, selection: Selection, actor: str | None) -> None:
         """What was deleted is there again on return. Raises NotFound, Conflict, Locked, InvalidInput."""
-        if selection.version is not None or selection.as_of is not None or selection.image_set is not None:
-            raise InvalidInput("Leave version, asOf and imageSetId out.")
-        where = (selection.datastore, selection.study, selection.series, selection.sop)
-        await _while_locked(partial(self._tombstones.restore, *where, actor), time.monotonic() + self._timeout_s)
+        if selection.version is not None or selection.as_of is not None:
+            raise InvalidInput("Leave version and asOf out.")
+        await _while_locked(partial(self._tombstones.restore, selection, actor), time.monotonic() + self._timeout_s)
 
 
 async def _while_locked(ask: Callable[[], Awaitable[T]], deadline: float) -> T:

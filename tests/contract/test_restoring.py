@@ -1,9 +1,11 @@
 """Tombstones are lifted: what was deleted is as it was, in new versions (ports.Tombstones)."""
 
+from typing import Any
+
 import pytest
 
 from gateway.domain.errors import Conflict, Gone, Locked, NotFound
-from gateway.domain.model import ImageSetState, Workflow
+from gateway.domain.model import ImageSetState, Selection, Workflow
 from gateway.domain.query import Level
 from tests.contract import invariants
 from tests.contract.embedded import Store
@@ -12,7 +14,7 @@ from tests.makers import uid
 
 
 def restore(store: Store, series: str | None = None, sop: str | None = None, actor: str | None = None) -> None:
-    store.do(store.web.backend.restore(store.datastore, STUDY, series, sop, actor))
+    store.do(store.web.backend.restore(Selection(store.datastore, STUDY, series, sop), actor))
 
 
 def test_a_series_comes_back_as_it_was(store: Store) -> None:
@@ -101,3 +103,35 @@ def test_nothing_was_deleted(store: Store) -> None:
     for series, sop in ((None, None), (SERIES, None), ("9.9", None), ("9.9", uid(1, 1, 1))):
         with pytest.raises(NotFound):
             restore(store, series, sop)
+
+
+def test_one_that_is_not_primary_comes_back_by_its_id(store: Store) -> None:
+    """A copy, and the primary image set beside it, each alone."""
+    (first,) = store.put(slice_(1), slice_(2))[:1]
+    copy = store.copy((first.image_set, 1))
+    before = store.document(copy.id)
+    for one in (first.image_set, copy.id):
+        store.delete(one)
+
+    def named(image_set: Any, sop: str | None = None) -> Selection:
+        return Selection(store.datastore, STUDY, SERIES, sop, image_set)
+
+    store.do(store.web.backend.restore(named(copy.id)))
+    assert store.document(copy.id) == before
+    assert store.search().keys() == {copy.id}
+    assert store.find() == []
+    with pytest.raises(NotFound):
+        store.do(store.web.backend.restore(named(copy.id)))
+    invariants.check(store)
+    invariants.check_rebuild(store)
+    restore(store)
+    assert store.search().keys() == {copy.id, first.image_set}
+    assert len(store.sops(STUDY)) == 2
+    removal = {"Study": {"Series": {SERIES: {"Instances": {uid(1, 1, 1): {}}}}}}
+    store.edit(copy.id, 2, remove=removal)
+    assert store.image_set(copy.id).version == 3
+    store.do(store.web.backend.restore(named(copy.id, uid(1, 1, 1))))
+    assert store.document(copy.id) == before
+    assert len(store.sops(STUDY)) == 2
+    invariants.check(store)
+    invariants.check_rebuild(store)

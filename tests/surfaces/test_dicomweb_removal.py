@@ -89,6 +89,36 @@ def test_a_series(web: httpx.Client) -> None:
     assert counts(web) == (1, 2, 3)
 
 
+def test_an_image_set_beside_the_primary_one_by_its_id(web: httpx.Client) -> None:
+    series = f"/studies/{STUDY}/series/{SERIES[0]}"
+    made = instance(STUDY, SERIES[0], uid(71, 1, 9), pixels(1), PatientID="other")
+    assert web.post("/studies", content=made, headers=DICOM).status_code == 200
+    (conflict,) = web.get("/conflicts").json()["conflicts"]
+    beside = {"imageSetId": conflict["imageSetId"]}
+    assert web.post(f"/imageSet/{beside['imageSetId']}/deleteImageSet").status_code == 200
+    while web.get(f"{series}/metadata", params=beside).status_code != 410:
+        pass
+    assert (counts(web), web.get("/conflicts").json()["conflicts"]) == ((1, 2, 3), [])
+    assert web.post(f"{series}/undelete").status_code == 404
+    assert web.post(f"{series}/undelete", params=beside).status_code == 204
+    assert len(web.get(f"{series}/metadata", params=beside).json()) == 1
+    assert (counts(web), web.get("/conflicts").json()["conflicts"]) == ((1, 2, 3), [conflict])
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_rejecting_deletes(web: httpx.Client, level: int) -> None:
+    """As OHIF asks dcm4chee-arc to (DEL-02): a POST without a body."""
+    study, series, sop = STUDY, SERIES[0], SOPS[SERIES[0]][0]
+    resource = "/".join((f"/studies/{study}", f"series/{series}", f"instances/{sop}")[:level])
+    rejected = web.post(f"{resource}/reject/113001%5EDCM")
+    assert (rejected.status_code, rejected.content) == (204, b"")
+    assert counts(web) == {1: (0, 0, 0), 2: (1, 1, 1), 3: (1, 2, 2)}[level]
+    assert web.get(f"{resource}/metadata").status_code == 410
+    assert web.post(f"{resource}/reject/113039%5EDCM").status_code == 410
+    assert web.post(f"{resource}/undelete").status_code == 204
+    assert counts(web) == (1, 2, 3)
+
+
 def test_an_instance_and_the_last_of_its_series(web: httpx.Client) -> None:
     series = f"/studies/{STUDY}/series/{SERIES[0]}"
     one, other = (f"{series}/instances/{sop}" for sop in SOPS[SERIES[0]])
@@ -175,6 +205,9 @@ def test_conditions(web: httpx.Client) -> None:
         ("POST", "/studies/9.9/undelete", 404),
         ("POST", f"/studies/{STUDY}/series/{SERIES[0]}/undelete?version=1", 400),
         ("GET", f"/studies/{STUDY}/undelete", 405),
+        ("POST", f"/studies/{STUDY}/reject/113001^SCT", 400),
+        ("POST", "/studies/9.9/reject/113001%5EDCM", 404),
+        ("GET", f"/studies/{STUDY}/reject/113001%5EDCM", 405),
     ],
 )
 def test_refusals(web: httpx.Client, method: str, path: str, status: int) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from campaigns import described, requests
 from campaigns.hostile import Stock
+from campaigns.report import Report
 from tests.running import RunningGateway
 
 SEED = 1
@@ -31,7 +32,7 @@ def operations(gateway: RunningGateway) -> set[str]:
 
 
 def test_every_operation_answers_as_it_is_described(running: RunningGateway, stock: Stock) -> None:
-    report = requests.Report()
+    report = Report(requests.SLOW_S)
     told = operations(running)
     requests.describe(running, stock, report, EACH * len(told))
     assert not report.faults, report
