@@ -43,6 +43,9 @@ _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _MOST_DESCRIPTORS = 1 << 20
 """Where a system says that there is no limit."""
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+_MALLOC: Final = {"arenas": (-8, 2), "own mapping from": (-3, 4 << 20), "given back from": (-1, 8 << 20)}
+"""Of glibc's malloc, option and value. Left to itself it has eight arenas a core, and after one answer of 30 MB keeps
+60 MB in each of those that large answers come from."""
 
 _log = structlog.get_logger("gateway.supervisor")
 
@@ -142,6 +145,9 @@ class Role:
         """Runs `main` in an event loop until it returns; SIGTERM, SIGINT and the supervisor's end set `stop`."""
         import uvloop
 
+        if _libc is not None and hasattr(_libc, "mallopt"):
+            for option, value in _MALLOC.values():
+                _libc.mallopt(option, value)
         uvloop.run(self._run(main))
 
     async def _run(self, main: Callable[["Role"], Awaitable[None]]) -> None:
