@@ -17,7 +17,7 @@ class Report:
     slow_s: float
     """What takes longer is a fault."""
     seconds: float = 0.0
-    answers: Counter[str] = field(default_factory=Counter)
+    answers: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Kind of request and how it was answered -> how many."""
     slowest: dict[str, tuple[float, str]] = field(default_factory=dict)
     """Kind -> seconds, and which request."""
@@ -31,7 +31,7 @@ class Report:
 
     def note(self, kind: str, answer: str, took: float, which: str) -> None:
         with self.lock:
-            self.answers[f"{kind:32} {answer}"] += 1
+            self.answers[kind, answer] += 1
             self.slowest[kind] = max(self.slowest.get(kind, (0.0, "")), (took, which))
         if took > self.slow_s:
             self.fault(f"{kind} took {took:.1f} s ({answer}): {which}")
@@ -44,7 +44,7 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.count} answers in {self.seconds:.0f} s, {self.count / max(self.seconds, 0.001):.0f} a second"]
-        lines += [f"{answer:40} {times:7}" for answer, times in sorted(self.answers.items())]
+        lines += [f"{kind:32} {answer:7} {times:7}" for (kind, answer), times in sorted(self.answers.items())]
         lines += [f"slowest {kind:32} {took:6.2f} s, {which}" for kind, (took, which) in sorted(self.slowest.items())]
         lines.append("memory, MB     second quarter   last quarter")
         for role, samples in sorted(self.memory.items()):

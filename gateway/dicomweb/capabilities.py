@@ -13,6 +13,7 @@ from pydicom.datadict import keyword_for_tag
 
 from .. import __version__
 from ..domain.query import SUPPORTED, Level
+from .removal import REJECTIONS
 
 WADL: Final = "application/vnd.sun.wadl+xml"
 JSON: Final = "application/json"
@@ -62,7 +63,7 @@ _WORDS: Final = "(patient|technique)(,(patient|technique))*"
 VALUES: Final[Mapping[str, Mapping[str, Any]]] = {
     **{name: _matching("[0-9.]{1,64}") for name in ("study", "series", "sop")},
     "frames": _matching("[0-9]{1,9}(,[0-9]{1,9})*"),
-    "code": _matching(r"[0-9]{6}\^DCM"),
+    "code": {"type": "string", "enum": [*REJECTIONS]},
     "path": _matching(r"[0-9A-Fa-f]{8}(\.[0-9]{1,6}\.[0-9A-Fa-f]{8})*"),
 }
 """What the values in a path look like."""

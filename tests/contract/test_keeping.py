@@ -228,7 +228,7 @@ def test_a_wrong_search_index_is_made_anew(own_store: Store) -> None:
         assert verify(own_store, repair=True).is_sound
         assert verify(own_store).faults == []
         assert shown(own_store) == before
-    assert rebuilding.rebuild(own_store.web.database) == 3
+    assert rebuilding.rebuild(own_store.web.database) == 4
     assert shown(own_store) == before
 
 

@@ -36,15 +36,11 @@ def test_every_operation_answers_as_it_is_described(running: RunningGateway, sto
     told = operations(running)
     requests.describe(running, stock, report, EACH * len(told))
     assert not report.faults, report
-    answers = [(kind.removeprefix("described ").strip(), status) for kind, _, status in map(parted, report.answers)]
+    answers = [(kind.removeprefix("described "), status) for kind, status in report.answers]
     assert {kind for kind, _ in answers} == told
-    # Ids are real, so that most get as far as an answer; the others ask for what is not there, or take a body.
+    # Ids are real, so that most get as far as an answer; the others take a body, or come when a DELETE has been there.
     succeeded = {kind for kind, status in answers if status.startswith(("2", "3"))}
-    assert len(succeeded) > 0.7 * len(told), sorted(told - succeeded)
-
-
-def parted(answer: str) -> tuple[str, str, str]:
-    return answer.rpartition(" ")
+    assert len(succeeded) > 0.6 * len(told), sorted(told - succeeded)
 
 
 def test_what_is_not_described_is_seen(running: RunningGateway, stock: Stock) -> None:

@@ -56,6 +56,7 @@ function drawn() {
 const list = await fresh(asked.pages[0].config, []);
 await list.goto(asked.base + '/');
 await list.locator('tbody tr').first().waitFor();
+await list.waitForFunction(() => / of [1-9]/.test(document.body.innerText));  // it says 0 of 0 before the answer is there
 await list.waitForLoadState('networkidle');
 const text = await list.locator('body').innerText();
 await list.screenshot({ path: asked.list });
