@@ -5,7 +5,7 @@ import functools
 import gzip
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
@@ -69,9 +69,10 @@ T = TypeVar("T")
 
 _THREADS = 8
 _SEARCHERS = {"sqlite": 2, "postgresql": 4}
-"""Threads of a process that search, and join the metadata of many instances. They mostly make rows and chunks, one at a
-time whatever their number: eight at once take twice the processor's time of one, and eight times its memory. With one,
-all would wait for the longest."""
+_JOINERS = 2
+"""Threads of a process that search, and that join the metadata of many instances. They mostly make rows and chunks, one
+at a time whatever their number: eight at once take twice the processor's time of one, and eight times its memory. With
+one, all would wait for the longest."""
 _MANY = 50
 _GIVEN_INSTANCES = 16
 _GIVEN_BYTES = 32 << 20
@@ -114,22 +115,20 @@ class EmbeddedBackend:
         self._accesses = Accesses(database)
         self._threads = ThreadPoolExecutor(_THREADS, "backend")
         self._searchers = ThreadPoolExecutor(_SEARCHERS[database.engine.dialect.name], "search")
+        self._joiners = ThreadPoolExecutor(_JOINERS, "join")
         # Waiting for a job blocks a thread for long: those threads are apart, so that reads never queue behind them.
         self._waiters = ThreadPoolExecutor(64, "job-waiter")
 
     async def _run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, functools.partial(call, *args, **kwargs))
+        return await self._run_in(self._threads, call, *args, **kwargs)
 
-    async def _search(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._searchers, functools.partial(call, *args, **kwargs))
+    async def _run_in(self, threads: Executor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(threads, functools.partial(call, *args, **kwargs))
 
     def close(self) -> None:
         self._giver.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._searchers.shutdown(wait=False, cancel_futures=True)
-        self._waiters.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._searchers, self._joiners, self._waiters):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     # ------------------------------------------------------------ data stores
 
@@ -211,7 +210,9 @@ class EmbeddedBackend:
         self, datastore: DatastoreId, criteria: SearchCriteria, page: PageRequest
     ) -> Page[ImageSetSummary]:
         pk = await self._run(self._reader.active, datastore)
-        items, token = await self._search(self._index.search_image_sets, pk, criteria, page.size, page.token)
+        items, token = await self._run_in(
+            self._searchers, self._index.search_image_sets, pk, criteria, page.size, page.token
+        )
         return Page(items, token)
 
     async def get_image_set(self, ref: ImageSetRef) -> ImageSet:
@@ -348,8 +349,8 @@ class EmbeddedBackend:
 
     async def metadata(self, entries: Sequence[Entry], base_url: str, *, gzip: bool) -> Document:
         self._accessed(*{entry.image_set for entry in entries})
-        run = self._search if len(entries) > _MANY else self._run
-        return await run(self._reader.metadata, entries, base_url, gzip=gzip)
+        threads = self._joiners if len(entries) > _MANY else self._threads
+        return await self._run_in(threads, self._reader.metadata, entries, base_url, gzip=gzip)
 
     async def head(self, entry: Entry) -> tuple[bytes, bytes]:
         self._accessed(entry.image_set)
@@ -383,7 +384,7 @@ class EmbeddedBackend:
     # ------------------------------------------------------------ search, intake
 
     async def find(self, query: DicomQuery) -> SearchAnswer:
-        return await self._search(self._index.find, query)
+        return await self._run_in(self._searchers, self._index.find, query)
 
     def announce(self, job: JobId, items: Sequence[Staged]) -> None:
         self._giver.announce(job, [(item.segment, item.offset, item.length) for item in items])
