@@ -6,7 +6,7 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from gateway.domain.ids import ImageSetId
 from gateway.domain.model import ImageSetState
 from tests.contract import invariants
 from tests.contract.embedded import Store, close_process, open_store
+from tests.contract.test_keeping import verify
 from tests.databases import database_url
 from tests.makers import instance, pixels, uid
 
@@ -44,11 +45,13 @@ class History:
         self.random = random.Random(seed)
         self.seen: dict[tuple[ImageSetId, int], bytes] = {}
         """The document of every version, as it was when it was the latest."""
+        self.more: list[Callable[[], None]] = []
+        """What else may happen."""
 
     def step(self) -> None:
         kinds = [self.imports] * 5 + [self.edits, self.edits_instance, self.reverts, self.studies, self.removes]
         kinds += [self.copies] * 3
-        self.random.choice([*kinds, self.fails, self.deletes])()
+        self.random.choice([*kinds, self.fails, self.deletes, *self.more])()
         self.store.work()
         if self.random.random() < 0.2:
             self.store.encode()
@@ -147,6 +150,12 @@ class History:
         if chosen is not None:
             self.store.do(self.store.web.backend.delete(self.store.ref(chosen[0])))
 
+    def purges(self) -> None:
+        """What was deleted goes for good, and files of which little is needed are written anew."""
+        self.store.blobs.close()  # so that none of them may still grow
+        for _ in range(3):
+            self.store.worker.worker.sweeper.sweep()
+
     def ends(self) -> None:
         """Nothing that was seen has changed."""
         self.store.encode()
@@ -167,6 +176,29 @@ def test_a_random_history_keeps_the_invariants(store: Store, seed: int) -> None:
     history.ends()
     invariants.check(store)
     invariants.check_rebuild(store)
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_a_random_history_with_purges_keeps_them_too(
+    store: Store, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("_retention_ms", "_grace_ms"):
+        monkeypatch.setattr(store.worker.worker.sweeper, kind, -1000)
+    history = History(store, seed)
+    history.more = [history.deletes] * 3 + [history.purges] * 3
+    for step in range(24):
+        history.step()
+        if step % 8 == 7:
+            invariants.check(store)
+    history.purges()
+    history.ends()
+    invariants.check(store)
+    invariants.check_rebuild(store, purged=True)
+    assert verify(store).is_sound
+    assert store.rows("SELECT count(*) FROM image_set WHERE deleted_at IS NOT NULL AND visible > 0") == [(0,)]
+    shown = "SELECT 1 FROM version v WHERE d.pk IN (v.levels_doc, v.overlay_doc, v.head_doc)"
+    emptied = 34  # what is in a row that had the highest key
+    assert store.rows(f"SELECT pk FROM doc d WHERE length(body)<>{emptied} AND NOT EXISTS ({shown})") == []
 
 
 def test_threads_that_import_into_one_series_and_edit_it(store: Store) -> None:
