@@ -31,7 +31,9 @@ _CLOSING_S = 10
 _CONNECT_PRAGMAS = (
     f"PRAGMA busy_timeout={_BUSY_S * 1000}",
     "PRAGMA foreign_keys=ON",
-    "PRAGMA cache_size=-65536",
+    # Mapped, so that processes and threads share what they read. A process has a dozen connections: the cache of each
+    # is for what is written, and for what lies beyond.
+    "PRAGMA cache_size=-16384",
     "PRAGMA mmap_size=1073741824",
     "PRAGMA wal_autocheckpoint=4000",
 )
