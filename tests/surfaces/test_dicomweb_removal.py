@@ -13,7 +13,7 @@ from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # t
 
 from demo.network import undisturbed
 from tests.makers import data_set, instance, pixels, uid
-from tests.running import RunningGateway, command
+from tests.running import RunningGateway
 
 STUDY = uid(71)
 SERIES = [uid(71, 1), uid(71, 2)]
@@ -253,8 +253,8 @@ def test_dimse_and_the_store_agree(gateway: RunningGateway) -> None:
     assert found() == 0
     assert httpx.post(f"{url}/{STUDY}/undelete", timeout=60).status_code == 204
     assert found() == 1
-    check = command("verify", "--data", str(gateway.data), timeout_s=120)
+    check = gateway.command("verify")
     assert check.returncode == 0, check.stdout + check.stderr
-    rebuilt = command("db", "rebuild", "--data", str(gateway.data), timeout_s=120)
+    rebuilt = gateway.command("db", "rebuild")
     assert rebuilt.returncode == 0, rebuilt.stdout + rebuilt.stderr
     assert found() == 1
