@@ -113,7 +113,7 @@ def _values(operation: APIOperation, stock: Stock, held: Held) -> Mapping[str, A
     """Of a path."""
     study, series, victim = stock.victims[0]
     changes = operation.method == "delete" or operation.path.endswith(
-        ("/undelete", "/updateImageSetMetadata", "/copyImageSet", "/deleteImageSet")
+        ("/undelete", "/reject/{code}", "/updateImageSetMetadata", "/copyImageSet", "/deleteImageSet")
     )
     image_set = victim if changes else stock.image_sets[0]
     uids = {"study": study, "series": series, "sop": f"{series}.1"} if changes else {}

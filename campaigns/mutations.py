@@ -249,10 +249,13 @@ def _stow(gateway: RunningGateway, http: httpx.Client, report: Report, one: Muta
         for resource in ("", "/metadata", "/frames/1"):
             began = time.monotonic()
             with contextlib.suppress(httpx.InvalidURL):  # a broken UID makes no URL
-                read = http.get(path + resource + question + query)
-                report.note(f"GET {resource}", str(read.status_code), time.monotonic() - began, str(one))
-                if read.status_code >= 500:
-                    report.fault(f"GET {resource} answered {read.status_code}: {one}")
+                try:
+                    status = http.get(path + resource + question + query).status_code
+                except httpx.RemoteProtocolError:  # a later frame cannot be decoded: the answer has begun by then
+                    status = 0
+                report.note(f"GET {resource}", str(status or "broken off"), time.monotonic() - began, str(one))
+                if status >= 500:
+                    report.fault(f"GET {resource} answered {status}: {one}")
 
 
 def _store(gateway: RunningGateway, report: Report, one: Mutant) -> None:

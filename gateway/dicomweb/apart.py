@@ -152,7 +152,9 @@ class Apart:
                 return [(part.name, fault.detail)]
         try:
             # Numbers stay the text that they are: a float has other digits. NaN is no JSON, and many write it.
-            read = json.loads(part.text, parse_float=str, parse_int=str, parse_constant=str)
+            # Decoded here: given bytes, it would take half a character for one.
+            text = str(part.text, "utf-8-sig")
+            read = json.loads(text, parse_float=str, parse_int=str, parse_constant=str)
             if b"\\u" in part.text:  # half a character can be escaped, and written nowhere
                 json.dumps(read, ensure_ascii=False).encode()
         except (ValueError, RecursionError):

@@ -305,6 +305,7 @@ def test_the_others_are_stored() -> None:
         [({"Content-Type": JSON}, b"[" * 100_000)],
         [({"Content-Type": JSON}, b"[1]")],
         [({"Content-Type": JSON}, b'[{"00080018": {"vr": "UI", "Value": ["\\ud800"]}}]')],
+        [({"Content-Type": JSON}, b'[{"00080018": {"vr": "UI", "Value": ["1.2\xed\xa0\x80"]}}]')],
         [metadata(JSON, described(made(1))), ({"Content-Type": OCTETS}, b"1234")],
         [metadata(JSON, described(made(1))), bulk("http://[", b"1234")],
         [],
