@@ -22,8 +22,8 @@ from gateway.ports import BlobStore
 log = structlog.get_logger("gateway.compactor")
 
 _KINDS: Final = ("pack", "frames")
-_LOOKED_AT: Final = 20
-"""Files a slice, so that a store of any size is gone through in time, and no moment is long."""
+_LOOKED_AT: Final = 4
+"""Files a slice. A full pack has thousands of records, whose places are read while imports wait."""
 _PIECE: Final = 4 << 20
 _LISTS: Final = ("head", "json", "node")
 """Columns of a record that are lists of extents."""

@@ -15,7 +15,7 @@ from gateway.domain.query import hexadecimal
 _COLUMNS: Final = {hexadecimal(tag): column for tag, column in INSIDE.items()}
 _NAMES: Final = frozenset(map(hexadecimal, NAMES))
 
-Text = tuple[int, str, str]
+_Text = tuple[int, str, str]
 """Of a study: data store, kind, text; as in `tables.text_tail`."""
 
 
@@ -23,7 +23,7 @@ Text = tuple[int, str, str]
 class Forgotten:
     """What only studies were called that go with their last image set."""
 
-    texts: frozenset[Text]
+    texts: frozenset[_Text]
     seen: dict[int, int]
     """Data store -> its sequence number when the past was looked through."""
 
@@ -82,7 +82,7 @@ def _doomed(session: Session, image_sets: Sequence[int]) -> Sequence[tuple[int, 
     )
 
 
-def _texts(rows: Iterable[tuple[int, str]]) -> set[Text]:
+def _texts(rows: Iterable[tuple[int, str]]) -> set[_Text]:
     """What studies are called, by the data stores and the attributes of rows."""
     return {(datastore_pk, *text) for datastore_pk, attrs in rows for text in texts_of(orjson.loads(attrs))}
 
